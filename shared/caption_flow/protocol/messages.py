@@ -1,0 +1,251 @@
+"""Every message that crosses the wire, as a typed, immutable object.
+
+Owns names and shapes, nothing else: `codec` turns these into msgpack maps and back, and validates
+while doing so. The map's key ``type`` tells the messages apart. Items are named by their index
+within a shard and only ever inside a lease; no message carries a path that the receiver would open
+on behalf of the sender, except `ItemDescription.path`, which an orchestrator tells its own workers.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, NewType
+
+import msgspec
+
+LeaseId = NewType("LeaseId", int)
+WorkerName = Annotated[str, msgspec.Meta(max_length=200)]
+SessionId = Annotated[str, msgspec.Meta(min_length=16, max_length=64)]
+Count = Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]
+Index = Annotated[int, msgspec.Meta(ge=0, le=2**48)]
+
+
+class Message(msgspec.Struct, frozen=True, tag_field="type", omit_defaults=True):
+    """Base of all messages; unknown fields are ignored so that minor versions can add some."""
+
+
+# --------------------------------------------------------------------------- parts of messages
+
+
+class StageSpec(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One stage of the recipe as a worker needs it (see `caption_flow.recipe.stages.Stage`)."""
+
+    name: str
+    model: str
+    prompts: tuple[str, ...]
+    output_field: str
+    requires: tuple[str, ...] = ()
+    sampling: dict[str, Any] = {}
+    engine: dict[str, Any] = {}
+
+
+class RecipeSpec(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The ordered stages of a run, and the fingerprint written into each row."""
+
+    stages: tuple[StageSpec, ...]
+    fingerprint: str
+    mock_results: bool = False
+
+
+class Limits(msgspec.Struct, frozen=True):
+    """What the orchestrator expects of a worker's pace; seconds, rows and bytes."""
+
+    lease_seconds: float
+    heartbeat_seconds: float
+    chunks_per_request: Count
+    max_frame_bytes: Count
+    max_unacknowledged_batches: Count
+
+
+class ItemDescription(msgspec.Struct, frozen=True, array_like=True):
+    """One item of a grant: where a worker that sees the dataset finds it, and its columns."""
+
+    index: Index
+    path: bytes | None = None
+    """The file's path as the file system's own bytes: it need not be valid UTF-8."""
+    size: int | None = None
+    mtime_ns: int | None = None
+    columns: dict[str, Any] | None = None
+
+
+class GrantedLease(msgspec.Struct, frozen=True):
+    """One lease: items of one chunk, described, in ascending order of index."""
+
+    lease: LeaseId
+    shard: str
+    chunk: str
+    items: tuple[ItemDescription, ...]
+
+
+# --------------------------------------------------------------------------- worker -> orchestrator
+
+
+class Hello(Message, frozen=True, tag="hello"):
+    """The first message of a worker. ``session`` survives reconnects and is the worker's secret."""
+
+    name: WorkerName
+    session: SessionId
+    version: str = ""
+    engine: str = ""
+    device: str = ""
+    leases: tuple[int, ...] = ()
+    """Leases of this session that the worker still works on: what it does not name is returned."""
+
+
+class Want(Message, frozen=True, tag="want"):
+    """Ask for up to ``chunks`` leases; answered by one `Grant`, `Wait` or `Finished`.
+
+    ``width`` is how many items the worker works on at once, 0 when it does not say: near the end
+    other workers are given what lies beyond that.
+    """
+
+    chunks: Count
+    width: Count = 0
+
+
+class Results(Message, frozen=True, tag="results"):
+    """A batch of finished items, captioned or failed, as one Arrow IPC stream (`storage.schema`).
+
+    ``items`` names the item index of each row, in the order of the rows. Captions and failures
+    travel alike: both are rows, and both are acknowledged only when they are durable.
+    """
+
+    seq: Annotated[int, msgspec.Meta(ge=1)]
+    lease: int
+    items: tuple[Index, ...]
+    rows: bytes
+
+
+class Fetch(Message, frozen=True, tag="fetch"):
+    """Ask for the bytes of items of a lease that the worker cannot read itself."""
+
+    lease: int
+    items: tuple[Index, ...]
+
+
+class Release(Message, frozen=True, tag="release"):
+    """Give back what is unfinished of a lease.
+
+    ``engine_died`` blames the named suspects (items that were in the engine when it died).
+    """
+
+    lease: int
+    engine_died: bool = False
+    suspects: tuple[Index, ...] = ()
+    reason: str = ""
+
+
+class Heartbeat(Message, frozen=True, tag="heartbeat"):
+    """Sent in silence, so that leases stay alive; ``stats`` are numbers for people."""
+
+    stats: dict[str, float] = {}
+
+
+# --------------------------------------------------------------------------- orchestrator -> worker
+
+
+class Welcome(Message, frozen=True, tag="welcome"):
+    """The answer to `Hello`: who the worker is, what to do, and the pace that is expected."""
+
+    worker: str
+    recipe: RecipeSpec
+    limits: Limits
+    leases: tuple[int, ...] = ()
+    """Leases of an earlier connection that are still this worker's."""
+    total: int | None = None
+    """Items of the run, once the source is listed to its end."""
+
+
+class Grant(Message, frozen=True, tag="grant"):
+    """Leases for the receiving worker."""
+
+    leases: tuple[GrantedLease, ...]
+
+
+class Wait(Message, frozen=True, tag="wait"):
+    """Nothing to hand out now; ask again after ``seconds``."""
+
+    seconds: float
+
+
+class Ack(Message, frozen=True, tag="ack"):
+    """Every batch up to ``seq`` is on disk and will survive anything."""
+
+    seq: int
+
+
+class Trim(Message, frozen=True, tag="trim"):
+    """Items of a lease that another worker does now; forget those not begun."""
+
+    lease: int
+    items: tuple[Index, ...]
+
+
+class Image(Message, frozen=True, tag="image"):
+    """The bytes of one item asked for with `Fetch`, or the reason why there are none."""
+
+    lease: int
+    item: Index
+    payload: bytes = b""
+    error: str = ""
+
+
+class RecipeChanged(Message, frozen=True, tag="recipe"):
+    """The recipe of all items granted after this message."""
+
+    recipe: RecipeSpec
+
+
+class Drain(Message, frozen=True, tag="drain"):
+    """No more leases; send what is finished, the orchestrator closes soon."""
+
+    reason: str = ""
+
+
+class Finished(Message, frozen=True, tag="finished"):
+    """Every item of the run is terminal."""
+
+    captioned: int
+    failed: int
+
+
+# --------------------------------------------------------------------------- monitor and admin
+
+
+class StatusRequest(Message, frozen=True, tag="status"):
+    """Ask for one `Status` (monitor and admin)."""
+
+
+class Status(Message, frozen=True, tag="status_report"):
+    """Counts and workers of the run, for people and scripts; the keys are documented in docs/."""
+
+    report: dict[str, Any]
+
+
+class Shutdown(Message, frozen=True, tag="shutdown"):
+    """Admin: end the run, after draining unless ``now``."""
+
+    now: bool = False
+
+
+class Problem(Message, frozen=True, tag="problem"):
+    """Why a request was refused; the connection may close after it."""
+
+    message: str
+    fault: Literal["peer", "orchestrator"] = "peer"
+
+
+WorkerMessage = Hello | Want | Results | Fetch | Release | Heartbeat
+ObserverMessage = StatusRequest | Shutdown
+OrchestratorMessage = (
+    Welcome
+    | Grant
+    | Wait
+    | Ack
+    | Trim
+    | Image
+    | RecipeChanged
+    | Drain
+    | Finished
+    | Status
+    | Problem
+)

@@ -1,0 +1,160 @@
+"""The rows of a `Results` message: one Arrow IPC stream with one record batch.
+
+The worker fills what it knows of the picture and of the captions; what names the item (its key,
+its file) is filled in by the orchestrator from its own records and never taken from the network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import pyarrow as pa
+
+from caption_flow.protocol.codec import ProtocolError
+
+CAPTIONED: Final = "captioned"
+FAILED: Final = "failed"
+
+STAGE_STATS: Final = pa.list_(
+    pa.struct(
+        [
+            ("stage", pa.string()),
+            ("tokens_in", pa.int32()),
+            ("tokens_out", pa.int32()),
+            ("finish_reasons", pa.list_(pa.string())),
+            ("milliseconds", pa.int32()),
+        ]
+    )
+)
+TEXTS: Final = pa.list_(pa.string())
+
+WIRE_FIELDS: Final[tuple[pa.Field, ...]] = (
+    pa.field("item_index", pa.int64(), nullable=False),
+    pa.field("status", pa.string(), nullable=False),
+    pa.field("error_kind", pa.string()),
+    pa.field("error", pa.string()),
+    pa.field("image_width", pa.int32()),
+    pa.field("image_height", pa.int32()),
+    pa.field("image_format", pa.string()),
+    pa.field("file_size", pa.int64()),
+    pa.field("content_hash", pa.string()),
+    pa.field("stage_stats", STAGE_STATS),
+    pa.field("models", TEXTS),
+    pa.field("recipe", pa.string()),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class StageStats:
+    """What one stage cost one item: tokens over all its prompts, wall milliseconds."""
+
+    stage: str
+    tokens_in: int
+    tokens_out: int
+    finish_reasons: tuple[str, ...]
+    milliseconds: int
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """An item's terminal state as its worker saw it.
+
+    ``outputs`` maps each output field to its texts, in the order of the prompts; a failed item
+    keeps what its earlier stages gave. ``image_width`` and ``image_height`` are the picture's own,
+    after its EXIF orientation is applied and before any resize; ``content_hash`` is the file's.
+    """
+
+    item_index: int
+    status: str
+    outputs: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    error_kind: str | None = None
+    error: str | None = None
+    image_width: int | None = None
+    image_height: int | None = None
+    image_format: str | None = None
+    file_size: int | None = None
+    content_hash: str | None = None
+    stage_stats: Sequence[StageStats] = ()
+    models: Sequence[str] = ()
+    recipe: str | None = None
+
+
+def wire_schema(output_fields: Sequence[str]) -> pa.Schema:
+    """Return the schema of a result batch: the fixed fields, then one text list per field."""
+    return pa.schema([*WIRE_FIELDS, *(pa.field(name, TEXTS) for name in output_fields)])
+
+
+def wire_output_fields(schema: pa.Schema) -> tuple[str, ...]:
+    """Return the output fields of a result batch: what follows the fixed fields."""
+    return tuple(schema.names[len(WIRE_FIELDS) :])
+
+
+def encode_rows(rows: Sequence[Row], output_fields: Sequence[str]) -> bytes:
+    """Encode rows as an Arrow IPC stream of one record batch with `wire_schema`."""
+    schema = wire_schema(output_fields)
+    return encode_batch(
+        pa.RecordBatch.from_pylist([_as_dict(row, output_fields) for row in rows], schema)
+    )
+
+
+def encode_batch(batch: pa.RecordBatch) -> bytes:
+    """Encode a record batch as an Arrow IPC stream."""
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, batch.schema) as writer:
+        writer.write_batch(batch)
+    return bytes(sink.getvalue())
+
+
+def decode_rows(payload: bytes, output_fields: Sequence[str] | None = None) -> pa.RecordBatch:
+    """Decode and validate a stream made by `encode_rows`.
+
+    Without ``output_fields`` any are accepted: the stream's own names are taken.
+
+    Raises:
+        ProtocolError: not an Arrow stream, another schema, invalid contents, or not one batch.
+    """
+    try:
+        with pa.ipc.open_stream(pa.py_buffer(payload)) as reader:
+            names = wire_output_fields(reader.schema) if output_fields is None else output_fields
+            expected = wire_schema(names)
+            if not reader.schema.equals(expected):
+                raise ProtocolError(f"result rows have another schema: {reader.schema.names}")
+            batches = list(reader)
+        if len(batches) != 1:
+            raise ProtocolError(f"result rows must be one record batch, got {len(batches)}")
+        batches[0].validate(full=True)
+    except pa.ArrowException as error:
+        raise ProtocolError(f"result rows are not a valid Arrow stream: {error}") from error
+    return batches[0]
+
+
+def _as_dict(row: Row, output_fields: Sequence[str]) -> dict[str, Any]:
+    fixed: dict[str, Any] = {
+        "item_index": row.item_index,
+        "status": row.status,
+        "error_kind": row.error_kind,
+        "error": row.error,
+        "image_width": row.image_width,
+        "image_height": row.image_height,
+        "image_format": row.image_format,
+        "file_size": row.file_size,
+        "content_hash": row.content_hash,
+        "stage_stats": [
+            {
+                "stage": stats.stage,
+                "tokens_in": stats.tokens_in,
+                "tokens_out": stats.tokens_out,
+                "finish_reasons": list(stats.finish_reasons),
+                "milliseconds": stats.milliseconds,
+            }
+            for stats in row.stage_stats
+        ],
+        "models": list(row.models),
+        "recipe": row.recipe,
+    }
+    for name in output_fields:
+        texts = row.outputs.get(name)
+        fixed[name] = None if texts is None else list(texts)
+    return fixed
