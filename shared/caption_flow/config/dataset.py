@@ -1,0 +1,139 @@
+"""The `dataset` section: what is captioned and how it is read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from pydantic import Field, model_validator
+
+from caption_flow.config.section import INFERRED, FilePath, Section, Text, Texts, unused
+
+SourceKind = Literal["local_filesystem", "huggingface_datasets", "webdataset"]
+
+_SOURCE_OF_TYPE: Final[dict[str, SourceKind]] = {
+    "huggingface": "huggingface_datasets",
+    "local_filesystem": "local_filesystem",
+    "local": "local_filesystem",
+    "webdataset": "webdataset",
+}
+_TYPE_OF_SOURCE: Final = {
+    "huggingface_datasets": "huggingface",
+    "local_filesystem": "local_filesystem",
+    "webdataset": "webdataset",
+}
+_OVER_THE_CONNECTION: Final = (
+    "images travel over the workers' own connection, so no second server is started"
+)
+
+
+class DatasetConfig(Section):
+    """What is captioned.
+
+    `type` says where it comes from; `processor_type`, which source reads it, follows from it.
+    """
+
+    type: Literal["huggingface", "local_filesystem", "webdataset", "local"] = Field(
+        description="Where the images are: a folder (`local` is the same as `local_filesystem`), "
+        "a dataset on the hub, or tar shards."
+    )
+    processor_type: SourceKind = Field(
+        default="local_filesystem",
+        description="Source that reads the dataset. The older `huggingface_webdataset` counts as "
+        "not set.",
+        json_schema_extra={INFERRED: "from `type`"},
+    )
+    dataset_path: Text = Field(
+        description="Folder, hub id (`org/name`), or location of the tar shards."
+    )
+    name: str | None = Field(default=None, description="What people call the dataset.")
+    version: str | None = Field(default=None, description="What people call this state of it.")
+    split: Text = Field(default="train", description="Split of a hub dataset.")
+    dataset_split: Text | None = Field(default=None, description="Another name of `split`.")
+    dataset_config: Text | None = Field(
+        default=None, description="Configuration (subset) of a hub dataset."
+    )
+    dataset_image_column: Text = Field(
+        default="image", description="Column that holds the images themselves."
+    )
+    dataset_url_column: str = Field(
+        default="image_url",
+        description="Column that holds image URLs, where there is one; empty: never by URL.",
+    )
+    revision: Text | None = Field(
+        default=None, description="Commit, branch or tag of a hub dataset; without it, the newest."
+    )
+    metadata_path: FilePath | None = Field(
+        default=None, description="webshart's JSON index of the tar shards, file or folder."
+    )
+    recursive: bool = Field(default=True, description="Look into sub-folders, too.")
+    follow_symlinks: bool = Field(
+        default=False, description="Follow links to files and folders outside the dataset."
+    )
+    include_hidden: bool = Field(
+        default=False, description="Take files and folders whose name begins with a dot, too."
+    )
+    include: Texts = Field(
+        default=(),
+        description="Patterns such as `*.jpg` or `photos/**`: only what matches one is taken.",
+    )
+    exclude: Texts = Field(
+        default=(), description="Patterns of what is left out, even when `include` matches it."
+    )
+    mock_results: bool = Field(
+        default=False, description="Another place for `vllm.mock_results`: make texts up."
+    )
+    http_bind_address: str | None = unused(
+        "Address of a separate image server.", _OVER_THE_CONNECTION
+    )
+    public_address: str | None = unused(
+        "Name under which workers reach a separate image server.", _OVER_THE_CONNECTION
+    )
+    http_port: int | None = unused("Port of a separate image server.", _OVER_THE_CONNECTION)
+    buffer_size: int | None = unused(
+        "Items read ahead.",
+        "the dataset is listed as workers ask for it; see orchestrator.min_chunk_buffer",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _infer(cls, raw: Any) -> Any:
+        if not isinstance(raw, dict):
+            return raw
+        raw = dict(raw)
+        _infer_source(raw)
+        _infer_split(raw)
+        path = raw.get("dataset_path")
+        if raw.get("processor_type") == "local_filesystem" and isinstance(path, str):
+            raw["dataset_path"] = _expand_home(path)
+        return raw
+
+
+def _infer_source(raw: dict[str, Any]) -> None:
+    """Fill in `type` and `processor_type` from each other."""
+    source = raw.get("processor_type")
+    if source in (None, "huggingface_webdataset"):
+        inferred = _SOURCE_OF_TYPE.get(str(raw.get("type")))
+        if inferred is not None:
+            raw["processor_type"] = inferred
+        elif source is None:
+            raw.pop("processor_type", None)
+    elif "type" not in raw and source in _TYPE_OF_SOURCE:
+        raw["type"] = _TYPE_OF_SOURCE[source]
+
+
+def _infer_split(raw: dict[str, Any]) -> None:
+    """Let `split` and `dataset_split` mean the same."""
+    split, alias = raw.get("split"), raw.get("dataset_split")
+    if split is not None and alias is not None and split != alias:
+        raise ValueError(f"split is {split!r} and dataset_split is {alias!r}: they are one setting")
+    if alias is not None:
+        raw["split"] = alias
+
+
+def _expand_home(path: str) -> str:
+    # Only "~": turning the whole into a Path and back would drop a leading "./".
+    try:
+        return str(Path(path).expanduser()) if path.startswith("~") else path
+    except RuntimeError as error:
+        raise ValueError(f"dataset_path names a home folder that does not exist: {path}") from error

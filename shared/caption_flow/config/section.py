@@ -1,0 +1,79 @@
+"""What all sections of a configuration have in common, and the types of their values.
+
+Owns how strict sections are. Every key is described where it is defined, since the reference in
+`docs/configuration.md` is written from there (`caption_flow.config.document`).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, ClassVar
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+
+INSTEAD = "instead"
+"""The entry of a key's ``json_schema_extra`` that says what happens although it is set."""
+INFERRED = "inferred"
+"""The entry that says, for people, where a key's value comes from when it is not set."""
+
+
+class Section(BaseModel):
+    """A section whose keys are all known."""
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        allow_inf_nan=False,
+        # "name: 7" means the text "7".
+        coerce_numbers_to_str=True,
+        # Values may be tokens; `caption_flow.config.problems` decides what to show.
+        hide_input_in_errors=True,
+        # "model_..." are keys of ours, not of pydantic's.
+        protected_namespaces=(),
+    )
+
+
+class OpenSection(Section):
+    """A section that passes keys it does not know on to the engine.
+
+    ``neighbours`` are the engine's own keys that look like misspelt ones of ours.
+    """
+
+    model_config = ConfigDict(extra="allow")
+
+    neighbours: ClassVar[frozenset[str]] = frozenset()
+
+    @property
+    def extras(self) -> dict[str, Any]:
+        """The keys that are the engine's, not ours."""
+        return dict(self.model_extra or {})
+
+
+def unused(description: str, instead: str) -> Any:
+    """Return a key that files may have and that changes nothing; ``instead`` says so, if set."""
+    return Field(default=None, description=description, json_schema_extra={INSTEAD: instead})
+
+
+def _not_a_switch(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError(f"must be a number, not {str(value).lower()}")  # noqa: TRY004 - pydantic's
+    return value
+
+
+def _one_or_many(value: Any) -> Any:
+    return (value,) if isinstance(value, str) else value
+
+
+def _expand_home(path: Path) -> Path:
+    try:
+        return path.expanduser()
+    except RuntimeError as error:
+        raise ValueError(f"names a home folder that does not exist: {path}") from error
+
+
+WholeNumber = Annotated[int, BeforeValidator(_not_a_switch)]
+Number = Annotated[float, BeforeValidator(_not_a_switch)]
+Texts = Annotated[tuple[str, ...], BeforeValidator(_one_or_many)]
+FilePath = Annotated[Path, AfterValidator(_expand_home)]
+"""A path as it was written: relative ones stay relative to the working folder."""
+Text = Annotated[str, Field(min_length=1)]

@@ -1,0 +1,124 @@
+"""The configuration of a worker: whom it works for, and what suits its machine."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar, Literal
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, Field, field_validator, model_validator
+
+from caption_flow.config.secret import Secret
+from caption_flow.config.section import OpenSection, Section, Text, WholeNumber, unused
+from caption_flow.config.vllm import WorkerVllmConfig
+
+EngineKind = Literal["vllm", "openai", "synthetic"]
+
+
+def _websocket_url(url: str) -> str:
+    try:
+        parts = urlsplit(url)
+        well_formed = parts.scheme in {"ws", "wss"} and bool(parts.hostname)
+        _ = parts.port
+    except ValueError:
+        well_formed = False
+    if not well_formed:
+        raise ValueError("must be an address such as ws://127.0.0.1:8765 or wss://host:8765")
+    return url
+
+
+WebSocketUrl = Annotated[str, AfterValidator(_websocket_url)]
+
+
+class EngineConfig(OpenSection):
+    """What generates the text. The type alone may stand for the whole section.
+
+    Further keys are the engine's own options, such as `latency_ms` of `synthetic`.
+    """
+
+    neighbours: ClassVar[frozenset[str]] = frozenset()
+
+    type: EngineKind = Field(
+        default="vllm",
+        description="`vllm`, an OpenAI-compatible server, or `synthetic`: texts made up.",
+    )
+    base_url: Text | None = Field(
+        default=None, description="Address of the OpenAI-compatible server, ending in `/v1`."
+    )
+    api_key: Secret | None = Field(
+        default=None, description="Its key: literal, `env:NAME` or `file:PATH`."
+    )
+
+    @model_validator(mode="after")
+    def _server_is_named(self) -> EngineConfig:
+        if self.type == "openai" and self.base_url is None:
+            raise ValueError("type openai needs base_url, such as http://127.0.0.1:8000/v1")
+        return self
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The engine's own options."""
+        return self.extras
+
+
+class WorkerConfig(Section):
+    """One worker."""
+
+    server: WebSocketUrl = Field(description="The orchestrator: `ws://` or `wss://`.")
+    token: Secret | None = Field(
+        default=None, description="The worker's token: literal, `env:NAME` or `file:PATH`."
+    )
+    name: Text | None = Field(
+        default=None, max_length=200, description="What people see; without it, the machine's name."
+    )
+    gpu_id: Annotated[int, Field(ge=0)] | None = Field(
+        default=None, description="The GPU to use, by its number; without it, all that are visible."
+    )
+    engine: EngineConfig = Field(
+        default=EngineConfig(), description="What generates the text: a type, or a section."
+    )
+    vllm: WorkerVllmConfig = Field(
+        default=WorkerVllmConfig(), description="Engine keys laid over the recipe's."
+    )
+    verify_ssl: bool = Field(
+        default=True, description="Check the server's certificate; off only for ones self-made."
+    )
+    readahead_size: WholeNumber | None = Field(
+        default=None,
+        ge=1,
+        description="Images prepared ahead of the engine; without it, what keeps the engine full.",
+    )
+    when_finished: Literal["stay_connected", "shutdown", "post_exec_hook"] = Field(
+        default="stay_connected",
+        description="What to do when every item of the run is done or failed.",
+    )
+    post_exec_hook: Text | None = Field(
+        default=None, description="Command to run then, with `when_finished: post_exec_hook`."
+    )
+    batch_image_processing: bool | None = Field(
+        default=None, description="Accepted; images are always prepared ahead, several at a time."
+    )
+    inference_queue_size: WholeNumber | None = unused(
+        "Batches waiting for the engine.",
+        "the engine is kept as full as it can be, without batches",
+    )
+    local_storage_path: Text | None = unused(
+        "Folder for results before they are sent.",
+        "results wait in memory until the orchestrator has them on disk",
+    )
+
+    @field_validator("engine", mode="before")
+    @classmethod
+    def _type_alone(cls, engine: Any) -> Any:
+        return {"type": engine} if isinstance(engine, str) else engine
+
+    @field_validator("vllm", mode="before")
+    @classmethod
+    def _switch(cls, vllm: Any) -> Any:
+        # Older files say "vllm: true".
+        return {} if vllm is True else vllm
+
+    @model_validator(mode="after")
+    def _hook_is_named(self) -> WorkerConfig:
+        if self.when_finished == "post_exec_hook" and self.post_exec_hook is None:
+            raise ValueError("when_finished is post_exec_hook, but post_exec_hook names no command")
+        return self

@@ -1,0 +1,131 @@
+"""What a worker's and a monitor's configuration means."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from caption_flow.config.load import Loaded, load_monitor, load_worker
+from caption_flow.config.problems import ConfigError
+from caption_flow.config.secret import Secret
+from caption_flow.config.worker import WorkerConfig
+
+
+def worker(**overrides: Any) -> Loaded[WorkerConfig]:
+    return load_worker(None, {"server": "ws://127.0.0.1:8765", **overrides})
+
+
+def refusal(**overrides: Any) -> str:
+    with pytest.raises(ConfigError) as caught:
+        worker(**overrides)
+    return str(caught.value)
+
+
+def test_a_worker_has_the_documented_defaults() -> None:
+    config = worker().config
+    assert config.engine.type == "vllm"
+    assert config.when_finished == "stay_connected"
+    assert config.verify_ssl
+    assert config.token is None
+    assert config.vllm.engine_keys() == {}
+    assert not config.vllm.trust_remote_code
+
+
+def test_a_worker_needs_no_file() -> None:
+    config = worker(token="abc", name="SimpleTuner caption worker 1").config
+    assert config.token == Secret("abc")
+    assert config.name == "SimpleTuner caption worker 1"
+
+
+def test_a_worker_without_a_server_is_refused() -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_worker(None)
+    assert str(caught.value) == "command line: server: is missing"
+
+
+@pytest.mark.parametrize("server", ["", "localhost:8765", "http://h", "ws://", "ws://h:x"])
+def test_a_server_is_a_websocket_address(server: str) -> None:
+    assert "command line: server: must be an address such as" in refusal(server=server)
+
+
+def test_an_engine_may_be_a_type_alone_or_a_section() -> None:
+    assert worker(engine="synthetic").config.engine.type == "synthetic"
+    engine = worker(engine={"type": "synthetic", "latency_ms": 20}).config.engine
+    assert engine.options == {"latency_ms": 20}
+
+
+def test_flags_add_to_an_engine_named_by_its_type(tmp_path: Path) -> None:
+    file = tmp_path / "worker.yaml"
+    file.write_text("server: ws://h\nengine: openai\n")
+    flags = {"engine.base_url": "http://h/v1", "engine.api_key": "env:KEY"}
+    engine = load_worker(file, flags).config.engine
+    assert (engine.type, engine.base_url) == ("openai", "http://h/v1")
+    assert engine.api_key == Secret("env:KEY")
+
+
+def test_an_openai_engine_needs_an_address() -> None:
+    assert "engine: type openai needs base_url" in refusal(engine="openai")
+
+
+def test_an_unknown_engine_is_refused_with_the_nearest() -> None:
+    assert refusal(engine="vlm").endswith("(got 'vlm'); did you mean vllm?")
+    assert "engine.base_ur: unknown key; did you mean base_url?" in refusal(engine={"base_ur": "x"})
+
+
+def test_a_workers_owner_may_let_code_run() -> None:
+    config = worker(vllm={"trust_remote_code": True, "worker_cls": "mine.W", "dtype": "half"})
+    assert config.config.vllm.trust_remote_code
+    assert config.config.vllm.engine_keys() == {"dtype": "half", "worker_cls": "mine.W"}
+    assert config.warnings == ()
+
+
+def test_an_older_file_may_switch_vllm_on() -> None:
+    assert worker(vllm=True).config.vllm.engine_keys() == {}
+
+
+def test_a_hook_needs_a_command() -> None:
+    assert "post_exec_hook names no command" in refusal(when_finished="post_exec_hook")
+    with_command = worker(when_finished="post_exec_hook", post_exec_hook="true")
+    assert with_command.config.post_exec_hook == "true"
+
+
+def test_keys_that_do_nothing_are_accepted_with_one_warning_each() -> None:
+    loaded = worker(
+        inference_queue_size=128,
+        local_storage_path="./local",
+        batch_image_processing=True,
+        readahead_size=256,
+    )
+    assert [warning.split(" ")[0] for warning in loaded.warnings] == [
+        "inference_queue_size",
+        "local_storage_path",
+    ]
+
+
+def test_a_monitor_watches_this_machine_unless_told_otherwise() -> None:
+    config = load_monitor(None).config
+    assert config.server == "ws://127.0.0.1:8765"
+    assert config.refresh_rate == 1.0
+    assert config.show_contributors
+
+
+def test_a_monitor_takes_every_documented_key(tmp_path: Path) -> None:
+    file = tmp_path / "monitor.yaml"
+    file.write_text(
+        """
+monitor:
+  server: wss://h:1
+  token: env:T
+  refresh_rate: 0.5
+  show_contributors: false
+  show_quality_metrics: no
+  max_activity_items: 5
+  show_chunk_progress: off
+  show_worker_queues: false
+  show_throughput_graph: false
+"""
+    )
+    config = load_monitor(file).config
+    assert not config.show_quality_metrics
+    assert not config.show_chunk_progress
+    assert config.max_activity_items == 5
