@@ -1,0 +1,67 @@
+"""What an export did, in numbers and, where an item did not get its file, in sentences."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Final
+
+MAX_PROBLEMS: Final = 20
+"""Sentences kept; the numbers count every case."""
+
+
+class Skip(StrEnum):
+    """Why an item got no file."""
+
+    EXISTING = "existing"
+    """There is a file already and the export was asked to leave those alone."""
+    FAILED = "failed"
+    """The item has no result."""
+    EMPTY = "empty"
+    """The item has a result without any text."""
+    CONFLICT = "conflict"
+    """Another item's file, or something that is no file, has the name."""
+    BAD_NAME = "bad name"
+    """The item's name is missing, leads out of the folder, or is none this disk can hold."""
+
+
+@dataclass(slots=True)
+class ExportReport:
+    """What one export did: files for one-file-per-item formats, rows for the others.
+
+    ``replaced`` and ``appended`` count those of ``written`` whose file had other text before.
+    ``problems`` holds at most `MAX_PROBLEMS` sentences.
+    """
+
+    destination: Path
+    written: int = 0
+    unchanged: int = 0
+    replaced: int = 0
+    appended: int = 0
+    skipped: Counter[Skip] = field(default_factory=Counter)
+    problems: list[str] = field(default_factory=list)
+
+    @property
+    def delivered(self) -> int:
+        """What now holds its item's caption: written by this export or already so before it."""
+        return self.written + self.unchanged
+
+    def skip(self, reason: Skip, problem: str | None = None) -> None:
+        """Count an item that got nothing, and keep the sentence about it while there is room."""
+        self.skipped[reason] += 1
+        if problem is not None and len(self.problems) < MAX_PROBLEMS:
+            self.problems.append(problem)
+
+    def summary(self) -> str:
+        """Return one line for people: what was written, changed and skipped."""
+        counts = [f"{self.written} written"]
+        if self.replaced:
+            counts.append(f"{self.replaced} of them in place of other text")
+        if self.appended:
+            counts.append(f"{self.appended} of them after existing text")
+        if self.unchanged:
+            counts.append(f"{self.unchanged} unchanged")
+        counts += [f"{count} skipped ({reason})" for reason, count in sorted(self.skipped.items())]
+        return ", ".join(counts)

@@ -1,0 +1,147 @@
+"""Looking at a run's folder before anything in it is changed.
+
+Reads only: whoever finds that ledger and parts do not belong together leaves them as they are.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections import Counter
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from sqlite3 import Connection
+from typing import Any
+
+import msgspec
+
+from caption_flow.storage.database import (
+    LEDGER_FILE,
+    PARTS_FOLDER,
+    damaged,
+    open_for_reading,
+    read_meta,
+    unpack_ranges,
+)
+from caption_flow.storage.errors import StorageError
+from caption_flow.storage.parts import check_is_debris, check_parts, look_for_debris
+
+
+@dataclass(frozen=True, slots=True)
+class RememberedLease:
+    """A lease that was alive when the run was last left; ``ranges`` are item indices."""
+
+    lease: int
+    session: str
+    worker: str
+    shard: str
+    chunk_first: int
+    chunk_count: int
+    ranges: list[tuple[int, int]]
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """What a run's folder holds when it is opened.
+
+    ``counts`` are items listed per shard, ``terminal`` the ranges of items with a durable row,
+    ``totals`` those rows as ``captioned`` or by failure kind, ``buffered`` the rows in no part yet.
+    """
+
+    counts: dict[str, int]
+    terminal: dict[str, list[tuple[int, int]]]
+    leases: list[RememberedLease]
+    totals: dict[str, int]
+    buffered: int
+    meta: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A run's folder as it lies there.
+
+    ``last_part`` is the highest number of a part; ``debris`` is what a crash left and is to be
+    removed, with the parts in ``discarded``, which others have replaced; ``strange`` parts are
+    neither named nor explained.
+    """
+
+    snapshot: Snapshot = field(default_factory=lambda: Snapshot({}, {}, [], {}, 0, {}))
+    last_part: int = 0
+    debris: list[Path] = field(default_factory=list)
+    strange: list[Path] = field(default_factory=list)
+    discarded: list[str] = field(default_factory=list)
+
+
+def look(data_dir: Path) -> Found:
+    """Read what a run's folder holds; blocking.
+
+    Raises:
+        StorageError: the ledger is damaged or newer, or does not belong to the parts beside it.
+    """
+    connection = open_for_reading(data_dir)
+    if connection is None:
+        return _look_without_ledger(data_dir)
+    with closing(connection):
+        try:
+            snapshot = _read_snapshot(connection)
+            parts = _query(connection, "SELECT part, file, bytes FROM parts")
+            discarded = _query(connection, "SELECT file FROM discarded")
+        except (sqlite3.DatabaseError, msgspec.MsgspecError, ValueError) as error:
+            raise damaged(data_dir / LEDGER_FILE, error) from error
+    folder = data_dir / PARTS_FOLDER
+    check_parts(folder, {file: size for _, file, size in parts})
+    last_part = max((part for part, _, _ in parts), default=0)
+    named = {file for _, file, _ in parts} | {file for (file,) in discarded}
+    debris, strange = look_for_debris(folder, named, last_part)
+    for part in debris:
+        check_is_debris(part, snapshot.terminal)
+    return Found(snapshot, last_part, debris, strange, [file for (file,) in discarded])
+
+
+def _look_without_ledger(data_dir: Path) -> Found:
+    """A new run; an empty ledger beside parts is none."""
+    ledger = data_dir / LEDGER_FILE
+    part = next((data_dir / PARTS_FOLDER).glob("part-*.parquet"), None)
+    if ledger.exists() and part is not None:
+        raise StorageError(
+            f"{ledger} is empty, and {part} and perhaps others hold captions; nothing was changed: "
+            "restore the ledger from a backup, or choose another storage.data_dir and keep this "
+            "folder as it is"
+        )
+    return Found()
+
+
+def _read_snapshot(connection: Connection) -> Snapshot:
+    terminal: dict[str, list[tuple[int, int]]] = {}
+    for shard, packed in _query(connection, "SELECT shard, ranges FROM part_ranges ORDER BY part"):
+        terminal.setdefault(shard, []).extend(unpack_ranges(packed))
+    totals: Counter[str] = Counter()
+    buffered = 0
+    for (counts,) in _query(connection, "SELECT counts FROM parts"):
+        totals.update(json.loads(counts))
+    for shard, packed, counts in _query(connection, "SELECT shard, ranges, counts FROM batches"):
+        terminal.setdefault(shard, []).extend(unpack_ranges(packed))
+        totals.update(json.loads(counts))
+        buffered += sum(json.loads(counts).values())
+    leases = [
+        RememberedLease(lease, session, worker, shard, first, count, unpack_ranges(packed))
+        for lease, session, worker, shard, first, count, packed in _query(
+            connection,
+            "SELECT lease, session, worker, shard, chunk_first, chunk_count, ranges FROM leases",
+        )
+    ]
+    keys = [key for (key,) in _query(connection, "SELECT key FROM meta")]
+    return Snapshot(
+        counts=dict(_query(connection, "SELECT shard, count FROM shards")),
+        terminal=terminal,
+        leases=leases,
+        totals=dict(totals),
+        buffered=buffered,
+        meta={key: read_meta(connection, key) or "" for key in keys},
+    )
+
+
+def _query(connection: Connection, sql: str) -> list[tuple[Any, ...]]:
+    with closing(connection.execute(sql)) as rows:
+        return rows.fetchall()
