@@ -1,0 +1,175 @@
+"""The chunks that somebody works on, all their leases, and what is on its way to disk. Pure.
+
+A chunk is here from its first lease until its last item is terminal; a lease stays, ended or not,
+as long as its chunk: late reports count. Whatever changes a lease says here what its worker and the
+disk have to know of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import count as counter
+
+from caption_flow.orchestrator.core import events as ev
+from caption_flow.orchestrator.core.masks import runs, union
+from caption_flow.orchestrator.core.ranges import RangeSet
+from caption_flow.orchestrator.core.records import Chunk, Lease, OnTheWay, Piece, Policy, Session
+from caption_flow.protocol.messages import LeaseId
+
+Effects = list[ev.Effect]
+
+
+class Book:
+    """Chunks, leases and commits by name."""
+
+    def __init__(self, policy: Policy, first_lease: int) -> None:
+        self._policy = policy
+        self.chunks: dict[Chunk, None] = {}
+        self._leases: dict[LeaseId, Lease] = {}
+        self._on_the_way: dict[ev.Ticket, OnTheWay] = {}
+        self._lease_ids = counter(first_lease)
+        self._ticket_ids = counter(1)
+        self.committing = 0
+
+    def lease(self, lease_id: int) -> Lease | None:
+        """Return a lease, ended or not, of a chunk that is not done."""
+        return self._leases.get(LeaseId(lease_id))
+
+    def grant(self, session: Session, piece: Piece, effects: Effects, now: float) -> None:
+        """Lease a piece under a new number."""
+        lease = self.enter(LeaseId(next(self._lease_ids)), session, piece, piece.mask, now)
+        chunk = lease.chunk
+        chunk.tell(now, f"lease {lease.id}: {lease.mask.bit_count()} items to {session.worker}")
+        items = chunk.items(lease.mask)
+        effects.append(ev.Grant(session.id, lease.id, chunk.shard, chunk.first, chunk.count, items))
+
+    def enter(
+        self, lease_id: LeaseId, session: Session, piece: Piece, granted: int, now: float
+    ) -> Lease:
+        """Lease a piece, which is what is left of the items that were ``granted``."""
+        lease = Lease(
+            lease_id,
+            session,
+            session.worker,
+            piece.chunk,
+            granted,
+            piece.mask,
+            progress_at=now,
+            attempts=piece.attempts,
+            evidence=piece.evidence,
+            isolated=self._policy.isolates(piece.attempts),
+        )
+        self.chunks[piece.chunk] = None
+        self._leases[lease_id] = session.leases[lease_id] = lease
+        piece.chunk.leases.append(lease)
+        return lease
+
+    def end(self, lease: Lease, effects: Effects, why: str, now: float) -> int:
+        """End a lease; return what is left of it and no other live lease holds."""
+        left = lease.mask & ~lease.chunk.held(besides=lease)
+        lease.chunk.tell(
+            now, f"lease {lease.id} of {lease.worker} over, {left.bit_count()} left: {why}"
+        )
+        self.shrink(lease, lease.mask, effects)
+        return left
+
+    def shrink(self, lease: Lease, mask: int, effects: Effects) -> None:
+        """Take items out of a live lease, which ends with its last one."""
+        lease.mask &= ~mask
+        if not lease.mask:
+            lease.live = False
+            del lease.session.leases[lease.id]
+            effects.append(ev.ForgetLease(lease.id))
+
+    def take_from(self, lease: Lease, mask: int, effects: Effects) -> None:
+        """Take items out of a live lease whose worker does not know it yet."""
+        effects.append(lease.trim(lease.mask & mask))
+        self.shrink(lease, mask, effects)
+
+    def move_from(self, lease: Lease, mask: int, effects: Effects) -> None:
+        """Take items that somebody else is to have out of a live lease.
+
+        A lease that came back from the disk with them would be one that nobody works on.
+        """
+        reported = lease.granted & lease.chunk.committing
+        effects.append(lease.remember(lease.mask & ~mask | reported))
+        self.take_from(lease, mask, effects)
+
+    def to_commit(self, chunk: Chunk, mask: int) -> ev.Ticket:
+        """Note that open items, which nobody holds any more, are on their way to disk."""
+        chunk.open &= ~mask
+        chunk.committing |= mask
+        self.committing += mask.bit_count()
+        ticket = ev.Ticket(next(self._ticket_ids))
+        self._on_the_way[ticket] = OnTheWay(chunk, mask)
+        return ticket
+
+    def arrived(self, ticket: ev.Ticket) -> int:
+        """Note that a commit's items are durable; return how many. Done chunks are forgotten."""
+        commit = self._on_the_way.pop(ticket, None)
+        if commit is None:
+            return 0
+        chunk = self._off_the_way(commit)
+        if not chunk.open and not chunk.committing:
+            del self.chunks[chunk]
+            for lease in chunk.leases:
+                del self._leases[lease.id]
+        return commit.mask.bit_count()
+
+    def refused(self, ticket: ev.Ticket) -> OnTheWay | None:
+        """Note that a commit did not happen: its items are open again, and nobody holds them."""
+        commit = self._on_the_way.pop(ticket, None)
+        if commit is not None:
+            self._off_the_way(commit).open |= commit.mask
+        return commit
+
+    def unfinished(self, shard: str) -> Iterator[tuple[int, int]]:
+        """Yield the ranges of a shard's items that are open or on their way to disk."""
+        for chunk in self.chunks:
+            if chunk.shard == shard:
+                for start, stop in runs(chunk.open | chunk.committing):
+                    yield chunk.first + start, chunk.first + stop
+
+    def story(self, shard: str, item: int) -> list[str]:
+        """Say what happened to the chunks whose stretch contains an item, oldest first."""
+        lines: list[str] = []
+        for chunk in self.chunks:
+            if chunk.shard == shard and chunk.first <= item < chunk.first + chunk.count:
+                lines += [str(chunk), *chunk.history]
+        return lines
+
+    def _off_the_way(self, commit: OnTheWay) -> Chunk:
+        commit.chunk.committing &= ~commit.mask
+        self.committing -= commit.mask.bit_count()
+        return commit.chunk
+
+    def check(self) -> None:
+        """Assert that every open item is in one piece or leased, and that all masks agree."""
+        on_the_way = dict.fromkeys(self.chunks, 0)
+        for commit in self._on_the_way.values():
+            assert not on_the_way[commit.chunk] & commit.mask, "on its way twice"
+            on_the_way[commit.chunk] |= commit.mask
+        leases = [lease for chunk in self.chunks for lease in chunk.leases]
+        assert set(self._leases.values()) == set(leases), "leases of other chunks are kept"
+        unfinished: dict[str, RangeSet] = {}
+        for chunk in self.chunks:
+            assert chunk.committing == on_the_way[chunk]
+            _check_chunk(chunk)
+            of_shard = unfinished.setdefault(chunk.shard, RangeSet())
+            for item in chunk.items(chunk.open | chunk.committing):
+                assert item not in of_shard, f"item {item} is in two chunks"
+                of_shard.add(item, item + 1)
+        for lease in leases:
+            assert bool(lease.mask) == lease.live, f"lease {lease.id} is live and empty, or over"
+            assert lease.mask & ~lease.granted == 0
+            assert self._leases[lease.id] is lease
+        assert self.committing == sum(chunk.committing.bit_count() for chunk in self.chunks)
+
+
+def _check_chunk(chunk: Chunk) -> None:
+    waiting, leased = union(piece.mask for piece in chunk.pieces), chunk.held()
+    assert chunk.open | chunk.committing, f"{chunk} is done but kept"
+    assert not (chunk.open | chunk.committing) >> chunk.count, f"{chunk}: items beyond it"
+    assert not chunk.open & chunk.committing, f"{chunk}: open and committing"
+    assert not waiting & leased, f"{chunk}: waiting and leased"
+    assert waiting | leased == chunk.open, f"{chunk}: open items lost"

@@ -1,0 +1,263 @@
+"""What can happen to the ledger, and what it asks its shell to do. Data only.
+
+Sessions are named by the worker's session id, chunks by ``(shard, first)``. ``now`` is never in an
+event: the shell passes it to `Ledger.handle` beside the event, in seconds of a monotonic clock.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NewType
+
+from caption_flow.protocol.messages import LeaseId
+
+Ticket = NewType("Ticket", int)
+"""Names one commit on its way to the disk."""
+
+# --------------------------------------------------------------------------- events
+
+
+@dataclass(frozen=True, slots=True)
+class ItemsFound:
+    """The source has listed a shard up to ``count`` items; counts only grow."""
+
+    shard: str
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class ListingFinished:
+    """The source has listed every shard to its end."""
+
+
+@dataclass(frozen=True, slots=True)
+class SessionJoined:
+    """A worker connected, for the first time or again with the same session id.
+
+    ``holds`` are the leases the worker still works on: what it does not name is handed out again.
+    """
+
+    session: str
+    worker: str
+    holds: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class SessionDropped:
+    """A connection ended without a word; its leases live on until they expire."""
+
+    session: str
+
+
+@dataclass(frozen=True, slots=True)
+class SessionLeft:
+    """A worker said goodbye: what it holds goes back at once and nobody is to blame."""
+
+    session: str
+
+
+@dataclass(frozen=True, slots=True)
+class Heard:
+    """Any message from a session: its leases are renewed."""
+
+    session: str
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """A worker asks for up to ``chunks`` leases.
+
+    ``width`` is how many items it works on at once, 0 when it did not say.
+    """
+
+    session: str
+    chunks: int
+    width: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Reported:
+    """A worker reports items of a lease as finished, captioned or failed, in batch ``seq``."""
+
+    session: str
+    lease: int
+    seq: int
+    items: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Committed:
+    """The commit ``ticket`` is on disk."""
+
+    ticket: Ticket
+
+
+@dataclass(frozen=True, slots=True)
+class CommitRejected:
+    """The rows of ``ticket`` were not acceptable; the items are as if never reported."""
+
+    ticket: Ticket
+
+
+@dataclass(frozen=True, slots=True)
+class Released:
+    """A worker gives back what is unfinished of a lease.
+
+    With ``engine_died`` the ``suspects`` (items that were in the engine; all of them when empty)
+    have one more attempt against them.
+    """
+
+    session: str
+    lease: int
+    engine_died: bool = False
+    suspects: tuple[int, ...] = ()
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Reopened:
+    """Terminal items are to be done again; those that are not terminal are passed over.
+
+    Their rows no longer count: the shell has seen to that on disk before it says this.
+    """
+
+    shard: str
+    items: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Ticked:
+    """Time has passed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Paused:
+    """Hand out nothing until `Resumed`; results are still taken."""
+
+
+@dataclass(frozen=True, slots=True)
+class Resumed:
+    """Hand out again."""
+
+
+Event = (
+    ItemsFound
+    | ListingFinished
+    | SessionJoined
+    | SessionDropped
+    | SessionLeft
+    | Heard
+    | Wanted
+    | Reported
+    | Committed
+    | CommitRejected
+    | Released
+    | Reopened
+    | Ticked
+    | Paused
+    | Resumed
+)
+
+# --------------------------------------------------------------------------- effects
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """Send these items to the session as a lease, and remember the lease across restarts."""
+
+    session: str
+    lease: LeaseId
+    shard: str
+    chunk_first: int
+    chunk_count: int
+    items: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Remember:
+    """Remember across restarts that these items are the lease, instead of those granted."""
+
+    lease: LeaseId
+    session: str
+    worker: str
+    shard: str
+    chunk_first: int
+    chunk_count: int
+    items: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """Tell the session that there is nothing now; the ledger grants by itself when there is."""
+
+    session: str
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Trim:
+    """Tell the session that another worker does these items of its lease."""
+
+    session: str
+    lease: LeaseId
+    items: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """Make a report durable, then say `Committed`; then acknowledge ``seq`` to the session.
+
+    ``accepted`` are positions within the report's items: the others are already had. An empty one
+    goes through the disk's queue all the same, since what it repeats may still be on its way.
+    """
+
+    ticket: Ticket
+    session: str
+    worker: str
+    seq: int
+    shard: str
+    chunk_first: int
+    items: tuple[int, ...]
+    accepted: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class CommitQuarantine:
+    """Make a failure of kind ``quarantined`` durable for one item, then say `Committed`.
+
+    ``attempts`` are the leases that were lost with the item in them; ``evidence`` says how the last
+    one was lost, and ``worker`` whose it was.
+    """
+
+    ticket: Ticket
+    shard: str
+    chunk_first: int
+    item: int
+    attempts: int
+    evidence: str
+    worker: str
+
+
+@dataclass(frozen=True, slots=True)
+class ForgetLease:
+    """The lease is over; nothing about it has to be remembered."""
+
+    lease: LeaseId
+
+
+@dataclass(frozen=True, slots=True)
+class Refuse:
+    """Close the session, saying why: it broke the protocol and nothing of its message counts."""
+
+    session: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Finish:
+    """Every item is terminal: tell one session, or all when none is named."""
+
+    session: str | None = None
+
+
+Effect = Grant | Remember | Wait | Trim | Commit | CommitQuarantine | ForgetLease | Refuse | Finish

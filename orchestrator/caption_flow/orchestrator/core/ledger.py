@@ -1,0 +1,409 @@
+"""Which items are pending, leased, on their way to disk, and terminal; who gets what next.
+
+Pure: events in, effects out. The shell owns sockets, disk and the clock, and tells the ledger when
+something is durable. The rules, which `Ledger.check` asserts as equalities:
+
+- Every item found is in exactly one state: uncut (in no chunk yet), open, committing or terminal.
+- An open item is in exactly one waiting piece, or in at least one live lease, never both.
+- A report counts once: the first one to be accepted commits, later ones are acknowledged after it.
+- A lease ends when it is done, given back, or its session is silent for ``lease_seconds``.
+- A lost lease's remainder waits in halves. What has been lost ``max_attempts - 1`` times is leased
+  to a worker that holds nothing else; a single item that is lost like that is quarantined. A lease
+  given back in peace, or by a worker nobody has seen since a restart, blames nobody.
+- A worker keeps what it has begun, until it is gone or slow (see `tail`).
+- The run is finished when the source is listed to its end and every item is terminal.
+
+Memory follows shards, holes and live leases, not items: an untouched chunk does not exist, a
+finished one is forgotten.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Final
+
+from caption_flow.orchestrator.core import events as ev
+from caption_flow.orchestrator.core.backlog import Backlog
+from caption_flow.orchestrator.core.book import Book, Effects
+from caption_flow.orchestrator.core.handout import HandOut
+from caption_flow.orchestrator.core.masks import lowest, mask_of, places_of
+from caption_flow.orchestrator.core.ranges import RangeSet
+from caption_flow.orchestrator.core.records import Chunk, Lease, Piece, Policy, StoredLease
+from caption_flow.orchestrator.core.roster import Roster
+from caption_flow.protocol.messages import LeaseId
+
+__all__ = ["Ledger", "Policy", "StoredLease"]
+
+_NO_TICKET: Final = ev.Ticket(0)
+"""Of a commit that moves no item; the ledger does not wait for it."""
+
+
+class Ledger:
+    """The state of one run. See the module's docstring for its rules."""
+
+    def __init__(self, policy: Policy, *, first_lease: int = 1) -> None:
+        """Start empty; no lease id below ``first_lease`` is ever given out.
+
+        An orchestrator that restarts must begin above all ids it may have given out before: a late
+        report then never meets a new lease with the number of its own.
+        """
+        self.policy = policy
+        self._backlog = Backlog(policy)
+        self._listing = self._backlog.listing
+        self._book = Book(policy, first_lease)
+        self._roster = Roster()
+        self._hand_out = HandOut(policy, self._backlog, self._book, self._roster)
+        self._paused = False
+        self._announced = False
+        self._terminal = 0
+
+    # ------------------------------------------------------------------ what others may know
+
+    @property
+    def found(self) -> int:
+        """Items the source has listed so far."""
+        return self._listing.found
+
+    @property
+    def terminal(self) -> int:
+        """Items that are captioned or failed, durably."""
+        return self._terminal
+
+    @property
+    def committing(self) -> int:
+        """Items accepted and on their way to disk."""
+        return self._book.committing
+
+    @property
+    def pending(self) -> int:
+        """Items that nobody works on."""
+        return self._backlog.items
+
+    @property
+    def leased(self) -> int:
+        """Items that at least one live lease holds."""
+        return self.found - self._terminal - self.committing - self.pending
+
+    @property
+    def listed(self) -> bool:
+        """Whether the source has been listed to its end."""
+        return self._listing.finished
+
+    @property
+    def finished(self) -> bool:
+        """Whether every item of the run is terminal and no more can come."""
+        return self._listing.finished and self._terminal == self._listing.found
+
+    @property
+    def paused(self) -> bool:
+        """Whether handing out is suspended."""
+        return self._paused
+
+    def leases_of(self, session: str) -> dict[LeaseId, tuple[str, int, int]]:
+        """Return a session's live leases: id -> (shard, first item of the chunk, items left)."""
+        held = self._roster.get(session)
+        if held is None:
+            return {}
+        return {
+            lease.id: (lease.chunk.shard, lease.chunk.first, lease.mask.bit_count())
+            for lease in held.leases.values()
+        }
+
+    def left_of(self, lease: int) -> tuple[int, ...]:
+        """Return the items of a lease that its worker is still to do, ascending."""
+        held = self._book.lease(lease)
+        return () if held is None else held.chunk.items(held.mask)
+
+    def is_live(self, lease: int) -> bool:
+        """Tell whether a lease has anything left that its worker is to do."""
+        held = self._book.lease(lease)
+        return held is not None and held.live
+
+    def may_read(self, session: str, lease: int, items: Iterable[int]) -> str | None:
+        """Return the shard if the session holds the lease and all items are within it."""
+        held = self._book.lease(lease)
+        if held is None or held.session.id != session:
+            return None
+        named = held.chunk.mask_of(tuple(items))
+        return None if named is None or named & ~held.granted else held.chunk.shard
+
+    def story(self, shard: str, item: int) -> list[str]:
+        """Say what happened to the live chunks around an item, oldest first, for people."""
+        done_or_uncut = f"{shard}:{item} is in no live chunk: done, or not handed out yet"
+        return self._book.story(shard, item) or [done_or_uncut]
+
+    # ------------------------------------------------------------------ resuming
+
+    def restore(
+        self,
+        terminal: Mapping[str, RangeSet],
+        counts: Mapping[str, int],
+        leases: Iterable[StoredLease],
+        *,
+        now: float,
+    ) -> None:
+        """Take over what an earlier orchestrator left on disk; call once, before any event.
+
+        Sessions of restored leases have ``lease_seconds`` to come back. Leases with nothing left to
+        do are not restored.
+        """
+        for name in {**counts, **terminal}:
+            done = terminal.get(name) or RangeSet()
+            self._terminal += self._listing.restore(name, counts.get(name, 0), done)
+        chunks: dict[tuple[str, int], Chunk] = {}
+        for stored in leases:
+            self._restore_lease(stored, chunks, now)
+
+    def _restore_lease(
+        self, stored: StoredLease, chunks: dict[tuple[str, int], Chunk], now: float
+    ) -> None:
+        shard, first, count = stored.shard, stored.chunk_first, stored.chunk_count
+        granted = RangeSet(RangeSet.of(stored.items).within(first, first + count))
+        chunk = chunks.get((shard, first)) or Chunk(shard, first, count, 0)
+        # A shard that grew may have had a longer chunk begin where a shorter one did.
+        chunk.count = max(chunk.count, count)
+        chunk.open |= mask_of(self._listing.claim(shard, granted), first)
+        # Items that a lease before this one has claimed were being done twice, and still are.
+        piece = Piece(chunk, chunk.open & mask_of(granted, first))
+        if piece.mask:
+            chunks[shard, first] = chunk
+            session = self._roster.expect(stored.session, stored.worker, now)
+            lease_id = LeaseId(stored.lease)
+            self._book.enter(lease_id, session, piece, mask_of(granted, first), now)
+
+    # ------------------------------------------------------------------ events
+
+    def handle(  # noqa: C901, PLR0912  -- one match over all events is the map of the machine
+        self, event: ev.Event, *, now: float
+    ) -> Effects:
+        """Apply one event at time ``now`` and return what the shell has to do, in order."""
+        effects: Effects = []
+        match event:
+            case ev.Reported():
+                self._report(event, effects, now)
+            case ev.Committed(ticket):
+                self._terminal += self._book.arrived(ticket)
+            case ev.Heard(session):
+                self._roster.hear(session, now)
+            case ev.Wanted(session, chunks, width):
+                self._roster.want(session, 0 if self.finished else chunks, width, now)
+            case ev.Released():
+                self._release(event, effects, now)
+            case ev.ItemsFound(shard, count):
+                if self._listing.grow(shard, count):
+                    self._announced = False
+            case ev.ListingFinished():
+                self._listing.finished = True
+            case ev.SessionJoined():
+                self._join(event, effects, now)
+            case ev.SessionDropped(session):
+                self._roster.drop(session, now)
+            case ev.SessionLeft(session):
+                self._leave(session, effects, now)
+            case ev.CommitRejected(ticket):
+                self._reject(ticket, now)
+            case ev.Reopened(shard, items):
+                self._reopen(shard, items)
+            case ev.Ticked():
+                self._expire(effects, now)
+            case ev.Paused():
+                self._paused = True
+            case ev.Resumed():
+                self._paused = False
+        if self._roster.is_anyone_hungry and not self._paused:
+            self._hand_out.feed(event, effects, now)
+        if isinstance(event, ev.Wanted):
+            self._answer(event.session, effects)
+        if self.finished and not self._announced:
+            self._announced = True
+            effects.append(ev.Finish())
+        return effects
+
+    def _reopen(self, shard: str, items: Iterable[int]) -> None:
+        """Make terminal items uncut: reports on earlier leases of them no longer count."""
+        done = RangeSet.of(items)
+        for start, stop in self._book.unfinished(shard):
+            done.remove(start, stop)
+        reopened = self._listing.give_back(shard, done)
+        self._terminal -= reopened
+        self._announced = self._announced and not reopened
+
+    # ------------------------------------------------------------------ sessions
+
+    def _join(self, event: ev.SessionJoined, effects: Effects, now: float) -> None:
+        session = self._roster.join(event.session, event.worker, now)
+        for lease in list(session.leases.values()):
+            if lease.id not in event.holds:
+                self._give_up(lease, effects, "not held any more", now)
+            elif lease.mask != lease.granted:
+                # What was taken from it meanwhile, nobody could tell it.
+                effects.append(lease.trim(lease.granted & ~lease.mask))
+        if self.finished:
+            effects.append(ev.Finish(session.id))
+
+    def _leave(self, session_id: str, effects: Effects, now: float) -> None:
+        session = self._roster.get(session_id)
+        if session is not None:
+            for lease in list(session.leases.values()):
+                self._give_up(lease, effects, "worker left", now)
+            self._roster.forget(session)
+
+    def _expire(self, effects: Effects, now: float) -> None:
+        for session in self._roster.silent_since(now - self.policy.lease_seconds):
+            why = f"silent for {now - session.heard_at:.0f} s"
+            for lease in list(session.leases.values()):
+                if session.dropped_at is None:
+                    effects.append(lease.trim(lease.mask))
+                if session.known:
+                    self._lose(lease, effects, why, now)
+                else:
+                    self._give_up(lease, effects, "not seen since the restart", now)
+            self._roster.set_hunger(session, 0)
+            if session.dropped_at is not None:
+                self._roster.forget(session)
+
+    def _answer(self, name: str, effects: Effects) -> None:
+        """Every `Wanted` is answered: by what was granted, by the end, or by a wait."""
+        session = self._roster.get(name)
+        if self.finished:
+            effects.append(ev.Finish(name))
+        elif session is not None and session.hungry and not _grants(effects, name):
+            effects.append(ev.Wait(name, self.policy.lease_seconds / 3))
+
+    # ------------------------------------------------------------------ the end of a lease
+
+    def _release(self, event: ev.Released, effects: Effects, now: float) -> None:
+        self._roster.hear(event.session, now)
+        lease = self._book.lease(event.lease)
+        if lease is None:
+            return
+        if lease.session.id != event.session:
+            effects.append(ev.Refuse(event.session, f"lease {event.lease} is not yours"))
+            return
+        if not lease.live:
+            return
+        if not event.engine_died:
+            self._give_up(lease, effects, event.reason or "given back", now)
+            return
+        if event.suspects:
+            self._acquit(lease, event.suspects)
+        self._lose(lease, effects, event.reason or "its engine died", now)
+
+    def _acquit(self, lease: Lease, suspects: Iterable[int]) -> None:
+        """Return all items of a lease but the suspects, with nothing against them."""
+        suspected = 0
+        for item in suspects:
+            suspected |= lease.chunk.mask_of((item,)) or 0
+        innocent = lease.mask & ~suspected & ~lease.chunk.held(besides=lease)
+        lease.mask &= suspected
+        self._wait(lease, innocent, lease.attempts)
+
+    def _give_up(self, lease: Lease, effects: Effects, why: str, now: float) -> None:
+        """End a lease in peace: what is left of it waits again."""
+        self._wait(lease, self._book.end(lease, effects, why, now), lease.attempts)
+
+    def _lose(self, lease: Lease, effects: Effects, why: str, now: float) -> None:
+        """End a lease whose worker or engine has died: what is left of it waits in halves."""
+        left = self._book.end(lease, effects, why, now)
+        attempts, lease.evidence = lease.attempts + 1, f"{lease.worker}: {why}"
+        if lease.isolated and left.bit_count() == 1:
+            self._quarantine(lease, left, attempts, effects)
+            return
+        half = lowest(left, (left.bit_count() + 1) // 2)
+        self._wait(lease, half, attempts)
+        self._wait(lease, left & ~half, attempts)
+
+    def _wait(self, lease: Lease, mask: int, attempts: int) -> None:
+        if mask:
+            self._backlog.put(Piece(lease.chunk, mask, attempts, lease.evidence))
+
+    def _quarantine(self, lease: Lease, mask: int, attempts: int, effects: Effects) -> None:
+        chunk = lease.chunk
+        (item,) = chunk.items(mask)
+        ticket = self._book.to_commit(chunk, mask)
+        effects.append(
+            ev.CommitQuarantine(
+                ticket, chunk.shard, chunk.first, item, attempts, lease.evidence, lease.worker
+            )
+        )
+
+    # ------------------------------------------------------------------ reports and commits
+
+    def _report(self, event: ev.Reported, effects: Effects, now: float) -> None:
+        self._roster.hear(event.session, now)
+        lease = self._book.lease(event.lease)
+        if lease is None:
+            # An ended lease of a chunk that is done, or of one that was forgotten at a restart:
+            # nothing of it is accepted, what is missing is leased again.
+            effects.append(
+                ev.Commit(_NO_TICKET, event.session, "", event.seq, "", 0, event.items, ())
+            )
+            return
+        if lease.session.id != event.session:
+            effects.append(ev.Refuse(event.session, f"lease {event.lease} is not yours"))
+            return
+        chunk = lease.chunk
+        named = chunk.mask_of(event.items)
+        if named is None:
+            reason = f"a report names items that are not in the chunk of lease {event.lease}"
+            effects.append(ev.Refuse(event.session, reason))
+            return
+        accepted = named & lease.granted & chunk.open
+        ticket = self._accept(lease, accepted, effects, now) if accepted else _NO_TICKET
+        places = places_of(event.items, accepted, chunk.first)
+        effects.append(
+            ev.Commit(
+                ticket,
+                event.session,
+                lease.worker,
+                event.seq,
+                chunk.shard,
+                chunk.first,
+                event.items,
+                places,
+            )
+        )
+
+    def _accept(self, lease: Lease, mask: int, effects: Effects, now: float) -> ev.Ticket:
+        """Move reported items on their way to disk, out of every lease and piece."""
+        chunk = lease.chunk
+        lease.progress_at = now
+        if lease.live:
+            self._book.shrink(lease, mask, effects)
+        # Late, taken or shared items: somebody else holds them, too, or they wait.
+        for other in list(chunk.live_leases()):
+            if other.mask & mask:
+                self._book.take_from(other, mask, effects)
+        if chunk.pieces:
+            self._backlog.withdraw(chunk, mask)
+        return self._book.to_commit(chunk, mask)
+
+    def _reject(self, ticket: ev.Ticket, now: float) -> None:
+        commit = self._book.refused(ticket)
+        if commit is not None:
+            commit.chunk.tell(now, f"{commit.mask.bit_count()} reported items rejected")
+            self._backlog.put(Piece(commit.chunk, commit.mask))
+
+    # ------------------------------------------------------------------ invariants
+
+    def check(self) -> None:
+        """Assert every rule of the module's docstring; for tests and post-mortems.
+
+        Raises:
+            AssertionError: a rule is broken, and which.
+        """
+        self._backlog.check(self._book.chunks)
+        self._roster.check()
+        self._book.check()
+        open_items = sum(chunk.open.bit_count() for chunk in self._book.chunks)
+        states = (self._listing.uncut, open_items, self.committing, self._terminal)
+        assert self.found == sum(states), f"uncut, open, committing, terminal: {states}"
+        for chunk in self._book.chunks:
+            unfinished = chunk.items(chunk.open | chunk.committing)
+            assert not self._listing.has_uncut(chunk.shard, unfinished), f"{chunk}: uncut, too"
+        live = {lease for chunk in self._book.chunks for lease in chunk.live_leases()}
+        assert live == {lease for session in self._roster for lease in session.leases.values()}
+
+
+def _grants(effects: Effects, session: str) -> bool:
+    return any(isinstance(effect, ev.Grant) and effect.session == session for effect in effects)

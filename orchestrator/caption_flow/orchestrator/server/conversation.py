@@ -1,0 +1,231 @@
+"""What is said on one connection: hello and welcome, then messages turned into ledger events.
+
+Knows messages and who may send them. What an event leads to is the leader's business.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Final, Protocol
+
+import structlog
+from websockets.asyncio.server import ServerConnection
+from websockets.exceptions import ConnectionClosed
+
+from caption_flow.orchestrator.core import events as ev
+from caption_flow.orchestrator.server.auth import Identity
+from caption_flow.orchestrator.server.session import NORMAL, POLICY_VIOLATION, Outgoing, close
+from caption_flow.protocol.codec import ProtocolError, decode_from_observer, decode_from_worker
+from caption_flow.protocol.messages import (
+    Drain,
+    Fetch,
+    Heartbeat,
+    Hello,
+    Image,
+    Problem,
+    Release,
+    Results,
+    Shutdown,
+    Status,
+    StatusRequest,
+    Want,
+    Welcome,
+)
+
+log = structlog.get_logger()
+
+MOST_UNACKNOWLEDGED: Final = 32
+"""Batches of one worker on their way to disk before no more is read from its connection."""
+_HELLO_SECONDS: Final = 30.0
+_MOST_FETCHES: Final = 512
+_READS_AT_ONCE: Final = 8
+_REASON_CHARACTERS: Final = 500
+
+
+@dataclass(slots=True)
+class Link:
+    """One connected worker."""
+
+    connection: ServerConnection
+    outgoing: Outgoing
+    session: str
+    worker: str
+    contributor: str
+    unacknowledged: asyncio.Semaphore = field(
+        default_factory=lambda: asyncio.Semaphore(MOST_UNACKNOWLEDGED)
+    )
+    reads: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_READS_AT_ONCE))
+    fetches: set[asyncio.Task[None]] = field(default_factory=set)
+    stats: Mapping[str, float] = field(default_factory=dict)
+    refused: bool = False
+    """It broke the protocol: an acknowledgement would vouch for what was refused, too."""
+
+
+class Leader(Protocol):
+    """What a conversation needs of the orchestrator."""
+
+    @property
+    def draining(self) -> bool:
+        """Whether the run is being ended."""
+        ...
+
+    def welcome(self, link: Link, held: tuple[int, ...]) -> Welcome:
+        """Return the answer to a hello; ``held`` are leases the worker says it still has."""
+        ...
+
+    def apply(self, event: ev.Event, *, link: Link | None = None, payload: bytes = b"") -> None:
+        """Tell the ledger and do what it says; ``link`` and ``payload`` belong to a report."""
+        ...
+
+    def shard_to_read(self, link: Link, lease: int, items: tuple[int, ...]) -> str | None:
+        """Return the shard of the items if the worker may read them, else None."""
+        ...
+
+    async def read_image(self, lease: int, shard: str, item: int) -> Image:
+        """Return an item's bytes, or why there are none."""
+        ...
+
+    def report(self) -> dict[str, object]:
+        """Return the state of the run for people and scripts."""
+        ...
+
+    def shut_down(self, *, now: bool) -> None:
+        """End the run: by draining, or at once."""
+        ...
+
+
+class Conversations:
+    """The connected workers by session, and what they say."""
+
+    def __init__(self, leader: Leader) -> None:
+        self._leader = leader
+        self.links: dict[str, Link] = {}
+
+    async def serve(self, connection: ServerConnection, identity: Identity) -> None:
+        """Handle one connection from upgrade to close."""
+        try:
+            if identity.role == "worker":
+                await self._serve_worker(connection, identity)
+            else:
+                await self._serve_observer(connection, identity)
+        except ProtocolError as error:
+            log.warning("a session broke the protocol", who=identity.name, reason=str(error))
+            await close(connection, POLICY_VIOLATION, str(error))
+        except TimeoutError:
+            await close(connection, POLICY_VIOLATION, "no hello in time")
+        except ConnectionClosed:
+            pass  # what is left of the session was cleaned up on the way out
+
+    def drop(self, session: str, reason: str) -> asyncio.Task[None] | None:
+        """Close a session that broke the protocol; return the closing, to be kept until done."""
+        link = self.links.get(session)
+        if link is None:
+            return None
+        log.warning("a session broke the protocol", worker=link.worker, reason=reason)
+        link.refused = True
+        closing = close(link.connection, POLICY_VIOLATION, reason)
+        return asyncio.create_task(closing, name=f"close {link.worker}")
+
+    # ------------------------------------------------------------------ workers
+
+    async def _serve_worker(self, connection: ServerConnection, identity: Identity) -> None:
+        async with asyncio.timeout(_HELLO_SECONDS):
+            hello = decode_from_worker(await connection.recv())
+        if not isinstance(hello, Hello):
+            raise ProtocolError("the first message must be hello")
+        outgoing = Outgoing(connection)
+        link = Link(connection, outgoing, hello.session, hello.name, identity.name)
+        pump = asyncio.create_task(outgoing.pump(), name=f"to {hello.name}")
+        try:
+            await self._join(link, hello)
+            async for frame in connection:
+                await self._hear(link, decode_from_worker(frame))
+        finally:
+            self._part_with(link)
+            for task in (pump, *link.fetches):
+                task.cancel()
+
+    async def _join(self, link: Link, hello: Hello) -> None:
+        earlier = self.links.get(link.session)
+        if earlier is not None and earlier.contributor != link.contributor:
+            raise ProtocolError("this session belongs to another token")
+        # Before the earlier connection is closed, so that its end is not taken for the session's.
+        self.links[link.session] = link
+        log.info("worker joined", worker=link.worker, engine=hello.engine, device=hello.device)
+        link.outgoing.send(self._leader.welcome(link, hello.leases))
+        self._leader.apply(ev.SessionJoined(link.session, link.worker, hello.leases))
+        if self._leader.draining:
+            link.outgoing.send(Drain("the orchestrator is shutting down"))
+        if earlier is not None:
+            await close(earlier.connection, NORMAL, "the session has reconnected")
+
+    def _part_with(self, link: Link) -> None:
+        if self.links.get(link.session) is not link:
+            return
+        del self.links[link.session]
+        if link.connection.close_code == NORMAL:
+            log.info("worker left", worker=link.worker)
+            self._leader.apply(ev.SessionLeft(link.session))
+        else:
+            log.info("worker lost, its leases wait for it", worker=link.worker)
+            self._leader.apply(ev.SessionDropped(link.session))
+
+    async def _hear(self, link: Link, message: object) -> None:
+        session = link.session
+        match message:
+            case Results():
+                await link.unacknowledged.acquire()
+                report = ev.Reported(session, message.lease, message.seq, message.items)
+                self._leader.apply(report, link=link, payload=message.rows)
+            case Want(chunks, width):
+                self._leader.apply(ev.Wanted(session, max(1, chunks), width))
+            case Heartbeat(stats):
+                link.stats = stats
+                self._leader.apply(ev.Heard(session))
+            case Release(lease, died, suspects, reason):
+                reason = reason[:_REASON_CHARACTERS]
+                self._leader.apply(ev.Released(session, lease, died, suspects, reason))
+            case Fetch(lease, items):
+                self._leader.apply(ev.Heard(session))
+                self._fetch(link, lease, items)
+            case _:
+                raise ProtocolError("hello is said once")
+
+    def _fetch(self, link: Link, lease: int, items: tuple[int, ...]) -> None:
+        if len(link.fetches) + len(items) > _MOST_FETCHES:
+            raise ProtocolError(f"more than {_MOST_FETCHES} images asked for at once")
+        shard = self._leader.shard_to_read(link, lease, items)
+        for item in items:
+            if shard is None:
+                link.outgoing.send(Image(lease, item, error="the lease is over"))
+                continue
+            sending = asyncio.create_task(self._send_image(link, lease, shard, item))
+            link.fetches.add(sending)
+            sending.add_done_callback(link.fetches.discard)
+
+    async def _send_image(self, link: Link, lease: int, shard: str, item: int) -> None:
+        async with link.reads:
+            link.outgoing.send(await self._leader.read_image(lease, shard, item))
+            # One image at a time per slot: what is read waits in the socket, not in memory.
+            await link.outgoing.flush()
+
+    # ------------------------------------------------------------------ observers
+
+    async def _serve_observer(self, connection: ServerConnection, identity: Identity) -> None:
+        outgoing = Outgoing(connection)
+        pump = asyncio.create_task(outgoing.pump(), name=f"to {identity.name}")
+        try:
+            async for frame in connection:
+                match decode_from_observer(frame):
+                    case StatusRequest():
+                        outgoing.send(Status(self._leader.report()))
+                    case Shutdown(now) if identity.role == "admin":
+                        log.info("shutdown asked for", by=identity.name, now=now)
+                        outgoing.send(Status(self._leader.report()))
+                        self._leader.shut_down(now=now)
+                    case _:
+                        outgoing.send(Problem(f"a {identity.role} token may not do this"))
+        finally:
+            pump.cancel()

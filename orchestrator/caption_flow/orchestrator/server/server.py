@@ -1,0 +1,123 @@
+"""The listening socket: token check and protocol version before any frame is read, health checks.
+
+One port serves workers, observers and plain HTTP. Who connects is decided in the upgrade request
+(401 without a known token), so that nothing a stranger sends is ever parsed as a message.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import http
+import ssl
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+import structlog
+from websockets.asyncio.server import Server, ServerConnection, serve
+from websockets.http11 import Request, Response
+from websockets.typing import Subprotocol
+
+from caption_flow.orchestrator.server.auth import (
+    Identity,
+    Suspicion,
+    TokenTable,
+    bearer_token,
+)
+from caption_flow.protocol.codec import MAX_FRAME_BYTES
+from caption_flow.protocol.version import SUBPROTOCOL, refusal
+
+log = structlog.get_logger()
+
+PING_SECONDS: Final = 20.0
+PONG_SECONDS: Final = 60.0
+CLOSE_SECONDS: Final = 2.0
+
+Handler = Callable[[ServerConnection, Identity], Awaitable[None]]
+
+
+class ServerError(Exception):
+    """The server cannot listen as configured; one sentence with what to do about it."""
+
+
+class Gate:
+    """Decides on each upgrade request. Connections that pass carry their `Identity`."""
+
+    def __init__(self, tokens: TokenTable) -> None:
+        self._tokens = tokens
+        self._suspicion = Suspicion()
+        self._admitted: dict[ServerConnection, Identity] = {}
+
+    async def __call__(self, connection: ServerConnection, request: Request) -> Response | None:
+        """Answer plain HTTP and refusals; None lets the upgrade go on."""
+        if request.path == "/healthz":
+            return connection.respond(http.HTTPStatus.OK, "ok\n")
+        address = str((connection.remote_address or ("?",))[0])
+        token = bearer_token(request.headers.get("Authorization"))
+        identity = None if token is None else self._tokens.identify(token)
+        if identity is None:
+            delay = self._suspicion.refuse(address)
+            log.warning("a connection without a known token was refused", address=address)
+            await asyncio.sleep(delay)
+            return connection.respond(
+                http.HTTPStatus.UNAUTHORIZED, "a known token is needed (Authorization: Bearer)\n"
+            )
+        self._suspicion.trust(address)
+        offered = ",".join(request.headers.get_all("Sec-WebSocket-Protocol")).split(",")
+        why_not = refusal([name.strip() for name in offered])
+        if why_not is not None:
+            return connection.respond(http.HTTPStatus.UPGRADE_REQUIRED, f"{why_not}\n")
+        self._admitted[connection] = identity
+        return None
+
+    def identity(self, connection: ServerConnection) -> Identity:
+        """Return, once, whose connection it is."""
+        return self._admitted.pop(connection)
+
+
+async def listen(
+    handler: Handler,
+    tokens: TokenTable,
+    *,
+    host: str,
+    port: int,
+    tls: ssl.SSLContext | None,
+) -> Server:
+    """Start listening; ``port`` 0 takes any free one.
+
+    Raises:
+        ServerError: the port is in use or the address is not this machine's.
+    """
+    gate = Gate(tokens)
+
+    async def handle(connection: ServerConnection) -> None:
+        await handler(connection, gate.identity(connection))
+
+    try:
+        return await serve(
+            handle,
+            host,
+            port,
+            process_request=gate,
+            subprotocols=[Subprotocol(SUBPROTOCOL)],
+            ssl=tls,
+            max_size=MAX_FRAME_BYTES,
+            compression=None,
+            ping_interval=PING_SECONDS,
+            ping_timeout=PONG_SECONDS,
+            close_timeout=CLOSE_SECONDS,
+            server_header=None,
+        )
+    except OSError as error:
+        raise ServerError(_why(error, host, port)) from error
+
+
+def _why(error: OSError, host: str, port: int) -> str:
+    if error.errno == errno.EADDRINUSE:
+        return (
+            f"port {port} on {host} is in use by another program; "
+            "choose another one (--port, or orchestrator.port)"
+        )
+    if error.errno == errno.EACCES:
+        return f"port {port} needs special rights; choose one above 1023 (--port)"
+    return f"cannot listen on {host} port {port}: {error.strerror or error}"

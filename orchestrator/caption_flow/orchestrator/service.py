@@ -1,0 +1,621 @@
+"""The orchestrator: events in, effects run. Knows everybody; decides nothing the ledger can decide.
+
+One task a connection reads messages and turns them into ledger events; effects become writes to the
+store and messages to workers. All of it runs on one event loop, so that the ledger needs no locks;
+whatever blocks (SQLite, Parquet, listing, describing) runs in threads.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Final
+
+import structlog
+from websockets.asyncio.server import Server
+
+from caption_flow.orchestrator.core import events as ev
+from caption_flow.orchestrator.core.ledger import Ledger, Policy, StoredLease
+from caption_flow.orchestrator.core.progress import Progress, Tally
+from caption_flow.orchestrator.core.ranges import RangeSet
+from caption_flow.orchestrator.server.auth import TokenTable
+from caption_flow.orchestrator.server.conversation import (
+    MOST_UNACKNOWLEDGED,
+    Conversations,
+    Link,
+)
+from caption_flow.orchestrator.server.server import listen
+from caption_flow.orchestrator.server.session import (
+    GOING_AWAY,
+    NORMAL,
+    close,
+)
+from caption_flow.orchestrator.sources.base import (
+    Changed,
+    ItemUnavailable,
+    Listed,
+    Source,
+    SourceError,
+    Vanished,
+)
+from caption_flow.protocol.codec import (
+    MAX_FRAME_BYTES,
+    ProtocolError,
+)
+from caption_flow.protocol.messages import (
+    Drain,
+    Finished,
+    Grant,
+    GrantedLease,
+    Image,
+    Limits,
+    Message,
+    RecipeSpec,
+    Trim,
+    Wait,
+    Welcome,
+)
+from caption_flow.protocol.rows import CAPTIONED, FAILED, Row
+from caption_flow.recipe.stages import Recipe
+from caption_flow.recipe.wire import to_spec
+from caption_flow.storage.errors import StorageError, StorageFullError
+from caption_flow.storage.opening import RememberedLease
+from caption_flow.storage.store import RunStore
+from caption_flow.storage.writes import (
+    CommitFailure,
+    CommitRows,
+    ForgetLease,
+    RememberLease,
+    SetMeta,
+)
+
+log = structlog.get_logger()
+
+_TICK_SECONDS: Final = 0.5
+_PROGRESS_SECONDS: Final = 5.0
+_QUARANTINED: Final = "quarantined"
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How the orchestrator behaves; times in seconds."""
+
+    host: str = "127.0.0.1"
+    port: int = 8765
+    tls: ssl.SSLContext | None = None
+    chunk_size: int = 1000
+    chunks_per_request: int = 2
+    lease_seconds: float = 120.0
+    max_attempts: int = 3
+    checkpoint_interval: float = 60.0
+    checkpoint_rows: int = 1000
+    drain_seconds: float = 10.0
+
+
+class Orchestrator:
+    """Leads one run. Make it, then `run` it; `drain` or `stop` ends it from outside."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        recipe: Recipe,
+        store: RunStore,
+        source: Source,
+        tokens: TokenTable,
+        *,
+        mock_results: bool = False,
+        resume_leases: bool = True,
+    ) -> None:
+        """Restore the run from its store.
+
+        Without ``resume_leases`` the workers of earlier days are known to be gone: what they held
+        is handed out again at once instead of waiting for them.
+        """
+        self.settings = settings
+        self.port: int | None = None
+        self._recipe = recipe
+        self._spec: RecipeSpec = to_spec(recipe, mock_results)
+        self._store = store
+        self._source = source
+        self._tokens = tokens
+        self._clock: Callable[[], float] = time.monotonic
+        leases = store.snapshot.leases if resume_leases else []
+        self._ledger, self._stale = _restored_ledger(settings, store, leases, now=self._clock())
+        self._tally = Tally(store.snapshot.totals, now=self._clock())
+        self._buffered = store.snapshot.buffered
+        self._conversations = Conversations(self)
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._checkpoint_due = asyncio.Event()
+        self._ending = asyncio.Event()
+        self._draining = False
+        self._failure: Exception | None = None
+        self._trouble: StorageError | None = None
+        self.ready = asyncio.Event()
+        self.something_to_do = asyncio.Event()
+        """Set once there are items to hand out, or it is sure that there are none."""
+        self.finished = asyncio.Event()
+
+    # ------------------------------------------------------------------ what others may know
+
+    @property
+    def progress(self) -> Progress:
+        """The run at this moment."""
+        ledger = self._ledger
+        return self._tally.progress(
+            total=ledger.found,
+            listed=ledger.listed,
+            pending=ledger.pending,
+            leased=ledger.leased,
+            workers=len(self._conversations.links),
+            now=self._clock(),
+        )
+
+    @property
+    def left_out(self) -> int:
+        """Images that the source left out because they have a caption already."""
+        return self._source.left_out
+
+    @property
+    def draining(self) -> bool:
+        """Whether the run is being ended."""
+        return self._draining
+
+    @property
+    def trouble(self) -> StorageError | None:
+        """Why results cannot be stored at present, or None."""
+        return self._trouble
+
+    # ------------------------------------------------------------------ life
+
+    async def run(self) -> None:
+        """Serve until told to end, then flush everything to Parquet.
+
+        Raises:
+            ServerError: it cannot listen.
+            SourceError: the dataset cannot be listed.
+            StorageError: results can no longer be stored, or not be flushed at the end. What was
+                acknowledged is safe.
+        """
+        self._store.start(self._on_trouble)
+        try:
+            async with self._serving() as server:
+                self._watch(self._store.write(self._facts()))
+                for lease in self._stale:
+                    self._watch(self._store.write(ForgetLease(lease)))
+                self.port = int(server.sockets[0].getsockname()[1])
+                self.ready.set()
+                self._spawn(self._list_dataset(), "listing")
+                self._spawn(self._tick(), "clock")
+                self._spawn(self._checkpoint_regularly(), "checkpoints")
+                await self._ending.wait()
+                if self._failure is None:
+                    await self._let_workers_finish()
+                await self._say_goodbye()
+        finally:
+            await self._wind_up()
+        if self._failure is not None:
+            raise self._failure
+
+    def drain(self) -> None:
+        """Hand out nothing more, take what is in flight for a bounded time, flush and end."""
+        self._draining = True
+        self._ending.set()
+
+    def stop(self) -> None:
+        """End at once; what is acknowledged is safe, the final flush still happens."""
+        self.settings = replace(self.settings, drain_seconds=0.0)
+        self.drain()
+
+    def _fail(self, error: Exception) -> None:
+        self._failure = self._failure or error
+        self._ending.set()
+
+    @asynccontextmanager
+    async def _serving(self) -> AsyncIterator[Server]:
+        server = await listen(
+            self._conversations.serve,
+            self._tokens,
+            host=self.settings.host,
+            port=self.settings.port,
+            tls=self.settings.tls,
+        )
+        try:
+            yield server
+        finally:
+            self._store.stop_waiting()  # whoever reads from a connection may wait for the disk
+            server.close(close_connections=True)
+            await server.wait_closed()
+
+    async def _let_workers_finish(self) -> None:
+        self.apply(ev.Paused())
+        for link in self._conversations.links.values():
+            link.outgoing.send(Drain("the orchestrator is shutting down"))
+        began = self._clock()
+        # Asked anew each time: `stop` takes the patience away. A change of the ledger is no event.
+        while self._clock() - began < self.settings.drain_seconds and (  # noqa: ASYNC110
+            self._ledger.committing or self._anybody_works()
+        ):
+            await asyncio.sleep(0.05)
+
+    def _anybody_works(self) -> bool:
+        return any(self._ledger.leases_of(session) for session in self._conversations.links)
+
+    async def _say_goodbye(self) -> None:
+        links = list(self._conversations.links.values())
+        with suppress(TimeoutError):
+            async with asyncio.timeout(1.0):
+                for link in links:
+                    await link.outgoing.flush()
+        code = NORMAL if self._ledger.finished else GOING_AWAY
+        await asyncio.gather(
+            *(close(link.connection, code, "the orchestrator ends") for link in links),
+            return_exceptions=True,
+        )
+
+    async def _wind_up(self) -> None:
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        self._store.stop_waiting()
+        try:
+            moved = await self._store.checkpoint()
+            log.info("flushed to Parquet", rows=moved)
+        except StorageError as error:
+            self._failure = self._failure or error
+        finally:
+            self._source.close()
+            await self._store.close()
+
+    def _spawn(self, work: Coroutine[None, None, None], name: str) -> None:
+        self._keep(asyncio.get_running_loop().create_task(work, name=name))
+
+    def _keep(self, task: asyncio.Task[None]) -> None:
+        self._tasks.add(task)
+        task.add_done_callback(self._task_ended)
+
+    def _task_ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if task.cancelled():
+            return
+        error = task.exception()
+        if isinstance(error, Exception):
+            if not isinstance(error, SourceError | StorageError):
+                log.error("a task of the orchestrator failed", task=task.get_name(), exc_info=error)
+            self._fail(error)
+
+    # ------------------------------------------------------------------ tasks
+
+    async def _list_dataset(self) -> None:
+        async for finding in self._source.listing():
+            match finding:
+                case Listed(shard, count):
+                    self.apply(ev.ItemsFound(shard, count))
+                case Changed(shard, items):
+                    await self._reopen(shard, items)
+                case Vanished(_, count, examples) if count:
+                    log.warning(
+                        "items are gone from the dataset, their captions are kept",
+                        items=count,
+                        such_as=examples,
+                    )
+        self.apply(ev.ListingFinished())
+        log.info("the dataset is listed", items=self._ledger.found)
+
+    async def _reopen(self, shard: str, items: frozenset[int]) -> None:
+        """Take rows back, durably, and only then have their items done again."""
+        opened = await self._store.reopen({shard: items})
+        self._tally.take_back(opened.counts)
+        for of_shard, indices in opened.items.items():
+            log.info("items have changed and are captioned again", items=len(indices))
+            self.apply(ev.Reopened(of_shard, tuple(sorted(indices))))
+
+    async def _tick(self) -> None:
+        told = 0.0
+        while True:
+            await asyncio.sleep(_TICK_SECONDS)
+            self.apply(ev.Ticked())
+            if self._clock() - told >= _PROGRESS_SECONDS:
+                told = self._clock()
+                self.log_progress()
+
+    def log_progress(self) -> None:
+        """Log ``step N/M``, the form that programs look for in the log's last lines."""
+        now = self.progress
+        total = now.total if now.listed else f"{now.total}+"
+        log.info(
+            f"step {now.done}/{now.total}",  # noqa: G004  -- the form is what counts
+            captioned=now.captioned,
+            failed=now.failed,
+            total=total,
+            rate=f"{now.rate:.1f}/s",
+            workers=now.workers,
+        )
+
+    async def _checkpoint_regularly(self) -> None:
+        while True:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self.settings.checkpoint_interval):
+                    await self._checkpoint_due.wait()
+            self._checkpoint_due.clear()
+            if not self._buffered:
+                continue
+            due, self._buffered = self._buffered, 0
+            try:
+                moved = await self._store.checkpoint()
+            except StorageFullError as error:
+                self._buffered += due
+                log.error(str(error))  # noqa: TRY400  -- a full disk needs room, not a traceback
+                await asyncio.sleep(_PROGRESS_SECONDS)
+            else:
+                log.info("checkpoint", rows=moved)
+
+    def _on_trouble(self, trouble: StorageError | None) -> None:
+        self._trouble = trouble
+        if trouble is None:
+            log.info("results are stored again")
+            if not self._draining:
+                self.apply(ev.Resumed())
+        else:
+            log.error(str(trouble))
+            self.apply(ev.Paused())
+
+    def _facts(self) -> SetMeta:
+        return SetMeta(
+            {
+                "recipe": self._recipe.fingerprint,
+                "output_fields": "\n".join(self._recipe.output_fields),
+            }
+        )
+
+    # ------------------------------------------------------------------ for conversations
+
+    def welcome(self, link: Link, held: tuple[int, ...]) -> Welcome:
+        """See `Leader`."""
+        leases = self._ledger.leases_of(link.session)
+        return Welcome(
+            worker=link.worker,
+            recipe=self._spec,
+            limits=Limits(
+                lease_seconds=self.settings.lease_seconds,
+                heartbeat_seconds=max(0.5, min(10.0, self.settings.lease_seconds / 4)),
+                chunks_per_request=self.settings.chunks_per_request,
+                max_frame_bytes=MAX_FRAME_BYTES,
+                max_unacknowledged_batches=MOST_UNACKNOWLEDGED,
+            ),
+            leases=tuple(lease for lease in held if lease in leases),
+            total=self._ledger.found if self._ledger.listed else None,
+        )
+
+    def shard_to_read(self, link: Link, lease: int, items: tuple[int, ...]) -> str | None:
+        """See `Leader`."""
+        return self._ledger.may_read(link.session, lease, items)
+
+    async def read_image(self, lease: int, shard: str, item: int) -> Image:
+        """See `Leader`."""
+        try:
+            return Image(lease, item, await asyncio.to_thread(self._source.read, shard, item))
+        except ItemUnavailable as error:
+            return Image(lease, item, error=str(error))
+
+    def report(self) -> dict[str, object]:
+        """See `Leader`."""
+        now = self.progress
+        return {
+            "state": self._state(),
+            "total": now.total,
+            "listed": now.listed,
+            "captioned": now.captioned,
+            "failed": dict(now.failures),
+            "pending": now.pending,
+            "leased": now.leased,
+            "rate": now.rate,
+            "eta_seconds": now.eta_seconds,
+            "trouble": None if self._trouble is None else str(self._trouble),
+            "workers": [
+                {
+                    "name": link.worker,
+                    "contributor": link.contributor,
+                    "leases": len(self._ledger.leases_of(link.session)),
+                    "stats": dict(link.stats),
+                }
+                for link in self._conversations.links.values()
+            ],
+        }
+
+    def shut_down(self, *, now: bool) -> None:
+        """See `Leader`."""
+        self.stop() if now else self.drain()
+
+    def _state(self) -> str:
+        if self._draining:
+            return "draining"
+        return "finished" if self._ledger.finished else "running"
+
+    # ------------------------------------------------------------------ effects
+
+    def apply(  # noqa: C901  -- one match over all effects is the map of what the shell does
+        self, event: ev.Event, *, link: Link | None = None, payload: bytes = b""
+    ) -> None:
+        """See `Leader`."""
+        for effect in self._ledger.handle(event, now=self._clock()):
+            match effect:
+                case ev.Commit():
+                    self._commit(effect, link, payload)
+                case ev.CommitQuarantine():
+                    self._quarantine(effect)
+                case ev.Grant():
+                    self._grant(effect)
+                case ev.ForgetLease(lease):
+                    self._watch(self._store.write(ForgetLease(lease)))
+                case ev.Wait(session, seconds):
+                    self._tell(session, Wait(seconds))
+                case ev.Trim(session, lease, items):
+                    self._tell(session, Trim(lease, items))
+                case ev.Refuse(session, reason):
+                    self._refuse(session, reason)
+                case ev.Finish(session):
+                    self._finish(session)
+        if self._ledger.pending or self._ledger.finished:
+            self.something_to_do.set()
+
+    def _tell(self, session: str, message: Message) -> None:
+        link = self._conversations.links.get(session)
+        if link is not None:
+            link.outgoing.send(message)
+
+    def _commit(self, effect: ev.Commit, link: Link | None, payload: bytes) -> None:
+        write = CommitRows(
+            shard=effect.shard,
+            chunk_first=effect.chunk_first,
+            items=effect.items,
+            accepted=effect.accepted,
+            payload=payload,
+            output_fields=self._recipe.output_fields,
+            contributor="" if link is None else link.contributor,
+            worker=effect.worker,
+        )
+        future = self._store.write(write)
+        future.add_done_callback(partial(self._committed, effect, write, link))
+
+    def _committed(
+        self, effect: ev.Commit, write: CommitRows, link: Link | None, done: asyncio.Future[None]
+    ) -> None:
+        if link is not None:
+            link.unacknowledged.release()
+        error = None if done.cancelled() else done.exception()
+        if isinstance(error, ProtocolError):
+            if link is not None:
+                link.refused = True
+            self.apply(ev.CommitRejected(effect.ticket))
+            self._refuse(effect.session, str(error))
+        elif error is not None or done.cancelled():
+            self._cannot_store(error)
+        else:
+            self._count(write.counts)
+            self.apply(ev.Committed(effect.ticket))
+            if link is not None and not link.refused:
+                link.outgoing.acknowledge(effect.seq)
+
+    def _count(self, counts: Mapping[str, int]) -> None:
+        self._tally.add(counts, now=self._clock())
+        self._buffered += sum(counts.values())
+        if self._buffered >= self.settings.checkpoint_rows:
+            self._checkpoint_due.set()
+
+    def _quarantine(self, effect: ev.CommitQuarantine) -> None:
+        row = Row(
+            effect.item,
+            FAILED,
+            error_kind=_QUARANTINED,
+            error=(
+                f"given up after {effect.attempts} attempts that ended with the worker or its "
+                f"engine; the last one: {effect.evidence}"
+            ),
+            recipe=self._recipe.fingerprint,
+        )
+        log.warning("item quarantined", shard=effect.shard, item=effect.item, why=effect.evidence)
+        future = self._store.write(
+            CommitFailure(effect.shard, effect.chunk_first, row, self._recipe.output_fields, "")
+        )
+
+        def stored(done: asyncio.Future[None]) -> None:
+            if done.cancelled() or done.exception() is not None:
+                self._cannot_store(None if done.cancelled() else done.exception())
+                return
+            self._count({_QUARANTINED: 1})
+            self.apply(ev.Committed(effect.ticket))
+
+        future.add_done_callback(stored)
+
+    def _grant(self, effect: ev.Grant) -> None:
+        link = self._conversations.links.get(effect.session)
+        if link is None:
+            return
+        self._tally.begin(now=self._clock())
+        self._watch(
+            self._store.write(
+                RememberLease(
+                    effect.lease,
+                    effect.session,
+                    link.worker,
+                    effect.shard,
+                    effect.chunk_first,
+                    effect.chunk_count,
+                    effect.items,
+                )
+            )
+        )
+        self._spawn(self._send_grant(link, effect), f"grant {effect.lease}")
+
+    async def _send_grant(self, link: Link, effect: ev.Grant) -> None:
+        items = await asyncio.to_thread(self._source.describe, effect.shard, effect.items)
+        chunk = f"{effect.shard}:{effect.chunk_first}"
+        link.outgoing.send(Grant((GrantedLease(effect.lease, effect.shard, chunk, items),)))
+
+    def _refuse(self, session: str, reason: str) -> None:
+        closing = self._conversations.drop(session, reason)
+        if closing is not None:
+            self._keep(closing)
+
+    def _finish(self, session: str | None) -> None:
+        counts = self._tally.counts
+        captioned = counts.get(CAPTIONED, 0)
+        message = Finished(captioned, sum(counts.values()) - captioned)
+        if session is None:
+            self.log_progress()
+            log.info(
+                "every item is captioned or failed", captioned=captioned, failed=message.failed
+            )
+            self.finished.set()
+        for link in list(self._conversations.links.values()):
+            if session is None or link.session == session:
+                link.outgoing.send(message)
+
+    def _watch(self, future: asyncio.Future[None]) -> None:
+        future.add_done_callback(self._watched)
+
+    def _watched(self, done: asyncio.Future[None]) -> None:
+        if done.cancelled() or done.exception() is not None:
+            self._cannot_store(None if done.cancelled() else done.exception())
+
+    def _cannot_store(self, error: BaseException | None) -> None:
+        if isinstance(error, Exception):
+            self._fail(error)
+
+
+def _restored_ledger(
+    settings: Settings, store: RunStore, leases: Sequence[RememberedLease], *, now: float
+) -> tuple[Ledger, list[int]]:
+    """Return the ledger as the disk has it, and the remembered leases that are over."""
+    policy = Policy(
+        chunk_size=settings.chunk_size,
+        lease_seconds=settings.lease_seconds,
+        max_attempts=settings.max_attempts,
+    )
+    ledger = Ledger(policy, first_lease=store.incarnation << 32)
+    snapshot = store.snapshot
+    ledger.restore(
+        {shard: RangeSet(ranges) for shard, ranges in snapshot.terminal.items()},
+        snapshot.counts,
+        [
+            StoredLease(
+                lease.lease,
+                lease.session,
+                lease.worker,
+                lease.shard,
+                lease.chunk_first,
+                lease.chunk_count,
+                tuple(item for start, stop in lease.ranges for item in range(start, stop)),
+            )
+            for lease in leases
+        ],
+        now=now,
+    )
+    alive = {lease.lease for lease in leases if ledger.is_live(lease.lease)}
+    return ledger, [lease.lease for lease in snapshot.leases if lease.lease not in alive]

@@ -1,0 +1,227 @@
+"""`local_filesystem`: a folder of images. One shard, `default`, in which a file keeps its index."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Final
+
+import structlog
+
+from caption_flow.orchestrator.sources.base import (
+    Changed,
+    Finding,
+    ItemUnavailable,
+    Listed,
+    SourceError,
+    Vanished,
+)
+from caption_flow.orchestrator.sources.scan import FoundFile, ScanOptions, scan
+from caption_flow.protocol.codec import MAX_FRAME_BYTES
+from caption_flow.protocol.identity import content_hash
+from caption_flow.protocol.messages import ItemDescription
+from caption_flow.storage.catalog import Catalog
+from caption_flow.storage.schema import readable_path
+from caption_flow.storage.writer import Write
+from caption_flow.storage.writes import AppendItems, CatalogEntry, UpdateItems
+
+log = structlog.get_logger()
+
+SHARD: Final = "default"
+_FIRST_BATCH: Final = 64
+_BATCH: Final = 2000
+_EXAMPLES: Final = 5
+_LARGEST_FILE: Final = MAX_FRAME_BYTES - 2**16
+
+
+class LocalSource:
+    """Files below a folder, listed in order of their names; new ones are appended on each listing.
+
+    ``skip`` names files that are left out although they are images, such as those that have a
+    caption already; it is asked for each new file, with its path within the dataset.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        options: ScanOptions,
+        catalog: Catalog,
+        write: Callable[[Write], Awaitable[None]],
+        *,
+        listed: int = 0,
+        limit: int | None = None,
+        skip: Callable[[bytes], bool] | None = None,
+    ) -> None:
+        self._root = root.absolute()
+        self._options = options
+        self._catalog = catalog
+        self._write = write
+        self._listed = listed
+        self._limit = limit
+        self._skip = skip
+        self._left_out = 0
+
+    @property
+    def left_out(self) -> int:
+        """See the port."""
+        return self._left_out
+
+    async def listing(self) -> AsyncIterator[Finding]:
+        """Walk the folder: new files join the catalog, changed ones are told apart by content.
+
+        Costs the walk and a look-up for each file; only files whose size or time differ from the
+        catalog's are read.
+        """
+        files = scan(str(self._root), self._options)
+        seen = bytearray(self._listed)
+        size = _FIRST_BATCH
+        yield Listed(SHARD, self._listed)
+        while self._limit is None or self._listed < self._limit:
+            found = await asyncio.to_thread(_take, files, size)
+            if not found:
+                yield await asyncio.to_thread(self._vanished, seen)
+                return
+            news = await asyncio.to_thread(self._compare, found, seen)
+            if news.fresh:
+                await self._write(AppendItems(SHARD, news.fresh))
+                self._listed += len(news.fresh)
+                yield Listed(SHARD, self._listed)
+            if news.changed:
+                yield Changed(SHARD, news.changed)
+            if news.touched:
+                # Last: until the rows are taken back, the old facts keep the change visible.
+                await self._write(UpdateItems(SHARD, news.touched))
+            size = _BATCH
+
+    def describe(self, shard: str, items: Sequence[int]) -> tuple[ItemDescription, ...]:
+        """See the port; paths are absolute, for workers that see the same files."""
+        root = os.fsencode(self._root)
+        return tuple(
+            ItemDescription(
+                entry.index,
+                os.path.join(root, entry.path),  # noqa: PTH118  -- bytes
+                entry.size,
+                entry.mtime_ns,
+                dict(entry.columns) if entry.columns else None,
+            )
+            for entry in self._catalog.entries(shard, items)
+            if entry.path is not None
+        )
+
+    def read(self, shard: str, item: int) -> bytes:
+        """See the port."""
+        entries = self._catalog.entries(shard, [item])
+        if not entries or entries[0].path is None:
+            raise ItemUnavailable(f"item {item} is not in the dataset")
+        path = self._root / os.fsdecode(entries[0].path)
+        try:
+            if path.stat().st_size > _LARGEST_FILE:
+                raise ItemUnavailable(
+                    f"the file is larger than {_LARGEST_FILE} bytes, more than can be sent to a "
+                    "worker that does not see it"
+                )
+            return path.read_bytes()
+        except OSError as error:
+            raise ItemUnavailable(f"the file cannot be read: {error.strerror}") from error
+
+    def close(self) -> None:
+        """See the port."""
+        self._catalog.close()
+
+    def _compare(self, found: Sequence[FoundFile], seen: bytearray) -> _News:
+        """Sort files into unknown, touched and changed ones; blocking. Marks known ones as seen."""
+        known = self._catalog.find(SHARD, [file.path for file in found])
+        news = _News()
+        for file in found:
+            entry = known.get(file.path)
+            if entry is not None:
+                index, size, mtime_ns = entry
+                if index < len(seen):
+                    seen[index] = 1
+                if (size, mtime_ns) != (file.size, file.mtime_ns):
+                    news.touched.append(CatalogEntry(index, file.path, file.size, file.mtime_ns))
+            elif self._skip is not None and self._skip(file.path):
+                self._left_out += 1
+            elif self._limit is None or self._listed + len(news.fresh) < self._limit:
+                index = self._listed + len(news.fresh)
+                news.fresh.append(CatalogEntry(index, file.path, file.size, file.mtime_ns))
+        if news.touched:
+            news.changed = self._really_changed(news.touched)
+        return news
+
+    def _really_changed(self, touched: Sequence[CatalogEntry]) -> frozenset[int]:
+        """Return those with a row whose content is not what the row was made from."""
+        hashes = self._catalog.content_hashes(SHARD, [entry.index for entry in touched])
+        return frozenset(
+            entry.index
+            for entry in touched
+            if entry.index in hashes and hashes[entry.index] != self._hash_of(entry)
+        )
+
+    def _hash_of(self, entry: CatalogEntry) -> str | None:
+        try:
+            return content_hash((self._root / os.fsdecode(entry.path or b"")).read_bytes())
+        except OSError:
+            return None  # then it differs, is tried again, and the row will say why it failed
+
+    def _vanished(self, seen: bytearray) -> Vanished:
+        gone = [index for index, there in enumerate(seen) if not there] if 0 in seen else []
+        examples = self._catalog.entries(SHARD, gone[:_EXAMPLES])
+        names = tuple(readable_path(entry.path or b"") for entry in examples)
+        return Vanished(SHARD, len(gone), names)
+
+
+@dataclass(slots=True)
+class _News:
+    """What a batch of files says beyond what the catalog knows."""
+
+    fresh: list[CatalogEntry] = field(default_factory=list)
+    touched: list[CatalogEntry] = field(default_factory=list)
+    changed: frozenset[int] = frozenset()
+
+
+def _take(files: Iterator[FoundFile], count: int) -> list[FoundFile]:
+    return list(islice(files, count))
+
+
+def check_folder(root: Path, options: ScanOptions) -> None:
+    """Raise `SourceError` unless there is an image to caption below ``root``."""
+    if not root.exists():
+        raise SourceError(f"there is no folder {root}{_nearest(root)}")
+    if not root.is_dir():
+        raise SourceError(f"{root} is a file, not a folder of images")
+    if not os.access(root, os.R_OK | os.X_OK):
+        raise SourceError(f"the folder {root} cannot be read: permission denied")
+    if next(scan(str(root), options), None) is None:
+        raise SourceError(_nothing_in(root, options))
+
+
+def first_files(root: Path, options: ScanOptions) -> Iterator[FoundFile]:
+    """Yield the images of a folder in the order they would be captioned."""
+    return scan(str(root.absolute()), options)
+
+
+def _nearest(root: Path) -> str:
+    parent = root.absolute()
+    while not parent.exists():
+        parent = parent.parent
+    return f" ({parent} exists, what follows it does not)"
+
+
+def _nothing_in(root: Path, options: ScanOptions) -> str:
+    with os.scandir(root) as entries:
+        if next(entries, None) is None:
+            return f"the folder {root} is empty"
+    hints = []
+    if not options.recursive:
+        hints.append("sub-folders are left out (recursive: false)")
+    if not options.follow_symlinks:
+        hints.append("links are left out (follow_symlinks: false)")
+    if options.include or options.exclude:
+        hints.append("patterns leave files out (include, exclude)")
+    hint = f"; {' and '.join(hints)}" if hints else ""
+    return f"there is no image in {root} or below it{hint}"

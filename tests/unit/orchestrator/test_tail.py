@@ -1,0 +1,93 @@
+"""The end of a run with workers of very different speed, in the ledger's own time."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+
+import pytest
+
+from tests.unit.orchestrator.rehearsal import Given, Run, Worker, rehearsal
+
+STEP_SECONDS = 0.05
+
+
+@dataclass
+class Engine:
+    """A worker that begins ``width`` items at a time, in order, and takes ``seconds`` for each."""
+
+    worker: Worker
+    width: int
+    seconds: float
+    waiting: deque[tuple[Given, int]] = field(default_factory=deque)
+    begun: dict[tuple[int, int], tuple[Given, float]] = field(default_factory=dict)
+    done: int = 0
+
+    def steps(self, now: float) -> None:
+        self.hears()
+        for (_, item), (lease, until) in list(self.begun.items()):
+            if now >= until:
+                del self.begun[lease.id, item]
+                self.done += 1
+                self.worker.reports(lease, item)
+        self.hears()
+        while self.waiting and len(self.begun) < self.width:
+            lease, item = self.waiting.popleft()
+            self.begun[lease.id, item] = (lease, now + self.seconds)
+        if len(self.waiting) < self.width:
+            self.worker.asks(width=self.width)
+            self.hears()
+
+    def hears(self) -> None:
+        for lease in self.worker.leases:
+            self.waiting += [(lease, item) for item in lease.items]
+        self.worker.leases.clear()
+        self.worker.inbox.clear()
+        for trim in self.worker.trims():
+            gone = {(trim.lease, item) for item in trim.items}
+            kept = [(lease, item) for lease, item in self.waiting if (lease.id, item) not in gone]
+            self.waiting = deque(kept)
+
+
+def race(run: Run, engines: list[Engine]) -> float:
+    """Let everybody work to the end; return the seconds from the last hand-out of new work."""
+    dry = None
+    while not run.finished:
+        run.now += STEP_SECONDS
+        for engine in engines:
+            engine.steps(run.now)
+        run.writes()
+        if dry is None and not run.ledger.pending:
+            dry = run.now
+    assert dry is not None
+    return run.now - dry
+
+
+@pytest.mark.parametrize("smallest_grant", [1, 8])
+@pytest.mark.parametrize("chunk_size", [50, 400])
+def test_the_tail_takes_at_most_twice_the_slowest_item(
+    chunk_size: int, smallest_grant: int
+) -> None:
+    run = rehearsal(
+        items=400, chunk_size=chunk_size, smallest_grant=smallest_grant, lease_seconds=1e6
+    )
+    pace = {"fast": (16, 0.2), "middling": (8, 0.5), "slow": (2, 1.0), "slowest": (1, 4.0)}
+    crew = [Engine(run.worker(name), *each) for name, each in pace.items()]
+
+    tail_seconds = race(run, crew)
+
+    assert tail_seconds <= 2 * 4.0
+    assert sum(engine.done for engine in crew) <= 400 + 4, "next to nothing is done twice"
+    assert crew[0].done > crew[1].done > crew[2].done > crew[3].done > 0
+
+
+def test_a_worker_that_vanishes_in_the_tail_does_not_hold_it_up() -> None:
+    run = rehearsal(items=60, chunk_size=60, lease_seconds=1e6, rejoin_seconds=5)
+    gone = run.worker("gone")
+    gone.asks(width=8)
+    gone.leases.clear()
+    gone.drops()
+
+    tail_seconds = race(run, [Engine(run.worker(name), 4, 0.5) for name in ("ada", "bob")])
+
+    assert tail_seconds <= 5 + 2 * 0.5 + 4.0
