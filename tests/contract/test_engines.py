@@ -1,0 +1,452 @@
+"""What every engine promises, whichever it is: one suite, passed by all of them.
+
+The tests of one engine share it, because loading a model takes half a minute; a test that stops or
+breaks it leaves the next one to start it again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import importlib.util
+import itertools
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_asyncio
+
+from caption_flow.worker.engines import guard
+from caption_flow.worker.engines.base import (
+    Engine,
+    EngineDied,
+    EngineUnavailable,
+    PreparedImage,
+    Request,
+    RequestRefused,
+)
+from caption_flow.worker.engines.synthetic import SyntheticEngine, synthetic_caption
+from caption_flow.worker.engines.vllm import VllmEngine
+from tests.tiny_vlm import scenes
+
+MODEL_FOLDER = Path(__file__).parents[1] / "tiny_vlm" / "model"
+PROMPT = "Describe this image."
+PATIENCE_SECONDS = 120.0
+"""No test waits longer for anything; one that gets here has failed."""
+
+VLLM_MARKS = (
+    pytest.mark.vllm,
+    pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed"),
+)
+pytestmark = [
+    pytest.mark.asyncio(loop_scope="module"),
+    # torch's own inductor says this while vLLM imports it.
+    pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated:DeprecationWarning"),
+]
+
+SCENES = {
+    colour: scenes.Scene(background, (scenes.Figure(shape, colour, 0.5, 0.5, 0.33),))
+    for colour, shape, background in (
+        ("red", "circle", "white"),
+        ("blue", "square", "yellow"),
+        ("green", "triangle", "black"),
+        ("orange", "circle", "blue"),
+    )
+}
+
+
+def picture(name: str) -> PreparedImage:
+    """Return one of `SCENES`; any other name is a picture that nothing is expected of."""
+    scene = SCENES.get(name, SCENES["red"])
+    content_hash = hashlib.blake2b(name.encode(), digest_size=16).hexdigest()
+    return PreparedImage(scenes.render(scene, 112, 112), content_hash)
+
+
+@dataclass(frozen=True)
+class Kit:
+    """An engine, and what the suite needs to know about it."""
+
+    engine: Engine
+    expected: Callable[[str], str]
+    """The engine's text for `PROMPT` about the picture of this name."""
+    unanswerable: Request
+    refusal_kind: str
+    slow: dict[str, Any]
+    """Sampling that keeps a request in the engine until something else happens."""
+
+    def request(self, name: str, **sampling: Any) -> Request:
+        settings = {"temperature": 0.0, "max_tokens": 48, **sampling}
+        return Request(f"item-{next(_numbers)}", PROMPT, picture(name), settings)
+
+
+_numbers = itertools.count()
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def synthetic_kit() -> AsyncIterator[Kit]:
+    poison = picture("unanswerable")
+    engine = SyntheticEngine(
+        "synthetic",
+        {"fail_items": [poison.content_hash], "latency_ms": 20, "latency_jitter": 0.5},
+    )
+    yield Kit(
+        engine,
+        expected=lambda name: synthetic_caption(picture(name).content_hash, PROMPT),
+        unanswerable=Request("refused", PROMPT, poison, {}),
+        refusal_kind="synthetic_refusal",
+        slow={},
+    )
+    await engine.stop()
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def vllm_kit() -> AsyncIterator[Kit]:
+    engine = VllmEngine(
+        str(MODEL_FOLDER),
+        # What a recipe for a GPU says of its memory must not matter on a machine without one.
+        {"max_model_len": 512, "enforce_eager": True, "gpu_memory_utilization": 0.3},
+    )
+    yield Kit(
+        engine,
+        expected=lambda name: scenes.short_caption(SCENES[name]),
+        unanswerable=Request("refused", "word " * 2000, picture("red"), {}),
+        refusal_kind="prompt_too_long",
+        slow={"ignore_eos": True, "max_tokens": 400},
+    )
+    await engine.stop()
+
+
+@pytest.fixture(
+    params=[
+        pytest.param("synthetic_kit", id="synthetic"),
+        pytest.param("vllm_kit", id="vllm", marks=VLLM_MARKS),
+    ]
+)
+def chosen_kit(request: pytest.FixtureRequest) -> Kit:
+    kit: Kit = request.getfixturevalue(request.param)
+    return kit
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def kit(chosen_kit: Kit) -> Kit:
+    """Each engine in turn, running."""
+    return await running(chosen_kit)
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def vllm(vllm_kit: Kit) -> VllmKit:
+    """VLLM alone, running."""
+    await running(vllm_kit)
+    assert isinstance(vllm_kit.engine, VllmEngine)
+    assert vllm_kit.engine._running is not None
+    return VllmKit(vllm_kit, vllm_kit.engine._running._engine, vllm_kit.engine._running._mark)
+
+
+async def running(kit: Kit) -> Kit:
+    """Start the engine unless it answers."""
+    with contextlib.suppress(EngineDied):
+        await kit.engine.generate(kit.request("red", max_tokens=1))
+        return kit
+    await kit.engine.stop()
+    await kit.engine.start()
+    return kit
+
+
+@dataclass(frozen=True)
+class VllmKit:
+    """VLLM's engine, and what is inside the adapter."""
+
+    kit: Kit
+    inner: Any
+    mark: str
+
+    async def says(self, request: Request) -> str:
+        return (await self.kit.engine.generate(request)).text.strip()
+
+    async def answers_rightly(self) -> bool:
+        return await self.says(self.kit.request("red")) == self.kit.expected("red")
+
+
+async def entered(tasks: list[asyncio.Task[Any]]) -> None:
+    """Return once requests have had the time to reach the engine, none of them answered.
+
+    The port has no way to tell; a turn of the loop for each step of the way is plenty.
+    """
+    for _ in range(50):
+        await asyncio.sleep(0)
+    assert not any(task.done() for task in tasks)
+
+
+async def eventually(condition: Callable[[], bool], *, seconds: float = PATIENCE_SECONDS) -> None:
+    """Return once another process's doing is done; there is nothing in this one to await."""
+    async with asyncio.timeout(seconds):
+        while not condition():  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+
+
+# --------------------------------------------------------------------------- answering
+
+
+async def test_an_answer_has_a_text_and_says_what_it_cost(kit: Kit) -> None:
+    answer = await kit.engine.generate(kit.request("red"))
+    assert answer.text.strip() == kit.expected("red")
+    assert answer.tokens_in > 0
+    assert answer.tokens_out > 0
+    assert answer.finish_reason == "stop"
+
+
+async def test_the_same_question_gets_the_same_answer(kit: Kit) -> None:
+    first, second = [await kit.engine.generate(kit.request("blue")) for _ in range(2)]
+    assert first == second
+
+
+async def test_questions_asked_at_once_are_each_answered_about_their_own_picture(kit: Kit) -> None:
+    names = list(SCENES) * 10
+    answers = await asyncio.gather(*(kit.engine.generate(kit.request(name)) for name in names))
+    assert [answer.text.strip() for answer in answers] == [kit.expected(name) for name in names]
+
+
+async def test_requests_may_have_the_same_id(kit: Kit) -> None:
+    request = kit.request("green")
+    answers = await asyncio.gather(*(kit.engine.generate(request) for _ in range(4)))
+    assert {answer.text.strip() for answer in answers} == {kit.expected("green")}
+
+
+async def test_max_tokens_cuts_the_answer_and_says_so(kit: Kit) -> None:
+    answer = await kit.engine.generate(kit.request("red", max_tokens=2))
+    assert answer.finish_reason == "length"
+    assert answer.tokens_out == 2
+    assert kit.expected("red").startswith(answer.text.strip())
+
+
+async def test_more_requests_than_fill_the_engine_are_all_answered(kit: Kit) -> None:
+    many = kit.engine.requests_in_flight * 2
+    asked = [kit.engine.generate(kit.request("red", max_tokens=2)) for _ in range(many)]
+    assert len(await asyncio.gather(*asked)) == many
+
+
+async def test_the_engine_says_what_keeps_it_full(kit: Kit) -> None:
+    assert kit.engine.requests_in_flight >= 1
+
+
+async def test_the_engine_names_its_model(kit: Kit) -> None:
+    assert kit.engine.model
+
+
+# --------------------------------------------------------------------------- refusing, cancelling
+
+
+async def test_a_refused_request_says_why_and_harms_no_other(kit: Kit) -> None:
+    neighbours = [asyncio.create_task(kit.engine.generate(kit.request("red"))) for _ in range(4)]
+    with pytest.raises(RequestRefused) as refused:
+        await kit.engine.generate(kit.unanswerable)
+    assert refused.value.kind == kit.refusal_kind
+    assert str(refused.value)
+    assert "\n" not in str(refused.value)
+    answers = await asyncio.gather(*neighbours)
+    assert {answer.text.strip() for answer in answers} == {kit.expected("red")}
+
+
+async def test_a_cancelled_request_ends_at_once_and_harms_no_other(kit: Kit) -> None:
+    asked = [
+        asyncio.create_task(kit.engine.generate(kit.request("blue", **kit.slow))) for _ in range(6)
+    ]
+    await entered(asked)
+    neighbour = asyncio.create_task(kit.engine.generate(kit.request("red")))
+    for task in asked:
+        task.cancel()
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        outcomes = await asyncio.gather(*asked, return_exceptions=True)
+    assert {type(outcome) for outcome in outcomes} == {asyncio.CancelledError}
+    assert (await neighbour).text.strip() == kit.expected("red")
+
+
+# --------------------------------------------------------------------------- ending
+
+
+async def test_what_is_in_a_stopping_engine_dies_with_it(kit: Kit) -> None:
+    asked = [
+        asyncio.create_task(kit.engine.generate(kit.request("blue", **kit.slow))) for _ in range(3)
+    ]
+    await entered(asked)
+    await kit.engine.stop()
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        outcomes = await asyncio.gather(*asked, return_exceptions=True)
+    assert {type(outcome) for outcome in outcomes} == {EngineDied}
+    with pytest.raises(EngineDied):
+        await kit.engine.generate(kit.request("red"))
+    await kit.engine.stop()
+
+
+async def test_an_engine_that_was_stopped_can_be_started_again(kit: Kit) -> None:
+    # The fixture started it once more after the test before this one.
+    assert (await kit.engine.generate(kit.request("red"))).text.strip() == kit.expected("red")
+    await kit.engine.start()
+    assert (await kit.engine.generate(kit.request("red"))).text.strip() == kit.expected("red")
+
+
+async def test_an_engine_never_started_answers_nothing() -> None:
+    with pytest.raises(EngineDied):
+        await SyntheticEngine("m").generate(Request("r", PROMPT, picture("red"), {}))
+    with pytest.raises(EngineDied):
+        await VllmEngine("m", {}).generate(Request("r", PROMPT, picture("red"), {}))
+
+
+# --------------------------------------------------------------------------- vLLM alone
+
+
+def about_vllm(test: Callable[..., Any]) -> Callable[..., Any]:
+    """Mark a test that only vLLM can pass."""
+    for mark in VLLM_MARKS:
+        test = mark(test)
+    return test
+
+
+@about_vllm
+async def test_vllm_refuses_a_picture_its_processor_cannot_take(vllm: VllmKit) -> None:
+    thin = PreparedImage(picture("red").pixels.resize((4, 2000)), "thin")
+    with pytest.raises(RequestRefused, match="aspect ratio") as refused:
+        await vllm.says(replace(vllm.kit.request("red"), image=thin))
+    assert refused.value.kind == "image_rejected"
+
+
+@about_vllm
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        {"temperature": -1},
+        {"temperature": "hot"},
+        {"temprature": 1},
+        {"allowed_token_ids": [10**6]},
+    ],
+)
+async def test_vllm_refuses_impossible_sampling_for_that_request_alone(
+    vllm: VllmKit, sampling: dict[str, Any]
+) -> None:
+    with pytest.raises(RequestRefused) as refused:
+        await vllm.says(vllm.kit.request("red", **sampling))
+    assert refused.value.kind == "engine_rejected"
+    assert await vllm.answers_rightly()
+
+
+@about_vllm
+async def test_control_tokens_in_a_prompt_do_vllm_no_harm(vllm: VllmKit) -> None:
+    odd = replace(vllm.kit.request("red"), prompt="<|image_pad|><|vision_start|> <|im_end|> \0 {x}")
+    with contextlib.suppress(RequestRefused):
+        await vllm.says(odd)
+    assert await vllm.answers_rightly()
+
+
+@about_vllm
+async def test_a_seed_does_vllm_no_harm(vllm: VllmKit) -> None:
+    requests = [vllm.kit.request(name, seed=7) for name in list(SCENES) * 4]
+    assert await asyncio.gather(*map(vllm.says, requests))
+    assert await vllm.answers_rightly()
+
+
+@about_vllm
+async def test_vllm_forgets_a_cancelled_request(vllm: VllmKit) -> None:
+    asked = asyncio.create_task(vllm.says(vllm.kit.request("red", **vllm.kit.slow)))
+    await eventually(lambda: vllm.inner.get_num_unfinished_requests() > 0)
+    asked.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asked
+    assert vllm.inner.get_num_unfinished_requests() == 0
+
+
+@about_vllm
+async def test_vllm_keeps_out_of_the_workers_process_group(vllm: VllmKit) -> None:
+    # So Ctrl-C reaches the worker, which drains, and not the engine it drains from.
+    groups = {os.getpgid(pid) for pid in guard.marked(vllm.mark)}
+    assert groups
+    assert os.getpgid(0) not in groups
+
+
+@about_vllm
+async def test_a_killed_vllm_is_told_from_a_refused_request_and_leaves_nothing(
+    vllm: VllmKit,
+) -> None:
+    requests = [vllm.kit.request("red", **vllm.kit.slow) for _ in range(3)]
+    asked = [asyncio.create_task(vllm.says(request)) for request in requests]
+    await eventually(lambda: vllm.inner.get_num_unfinished_requests() == len(asked))
+    for child in multiprocessing.active_children():
+        child.kill()
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        outcomes = await asyncio.gather(*asked, return_exceptions=True)
+    assert {type(outcome) for outcome in outcomes} == {EngineDied}
+    await vllm.kit.engine.stop()
+    assert guard.marked(vllm.mark) == []
+    assert multiprocessing.active_children() == []
+
+
+LOADS_AND_WAITS = """
+import asyncio, sys
+from caption_flow.worker.engines.vllm import VllmEngine
+
+async def main():
+    engine = VllmEngine(sys.argv[1], {"max_model_len": 256, "enforce_eager": True})
+    await engine.start()
+    print("MARK", engine._running._mark, flush=True)
+    await asyncio.Event().wait()
+
+if __name__ == "__main__":
+    asyncio.run(main())
+"""
+
+
+@about_vllm
+async def test_no_process_of_vllm_outlives_a_worker_that_is_killed(tmp_path: Path) -> None:
+    script = tmp_path / "worker.py"
+    script.write_text(LOADS_AND_WAITS)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    worker = await asyncio.create_subprocess_exec(
+        sys.executable, script, MODEL_FOLDER, stdout=subprocess.PIPE, env=environment
+    )
+    try:
+        mark = await _mark_from(worker)
+        pids = guard.marked(mark)
+        # A process that is stopped cannot end itself: it has to be ended from outside.
+        os.kill(pids[0], signal.SIGSTOP)
+    finally:
+        worker.kill()
+        await worker.wait()
+    assert len(pids) >= 2  # the engine and its worker
+    await eventually(lambda: not guard.marked(mark), seconds=5)
+
+
+async def _mark_from(worker: asyncio.subprocess.Process) -> str:
+    assert worker.stdout is not None
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        async for line in worker.stdout:
+            if line.startswith(b"MARK "):
+                return line.decode().split()[1]
+    raise AssertionError("the worker ended before its engine was loaded")
+
+
+@about_vllm
+async def test_a_broken_configuration_is_told_in_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{ not json")
+    with pytest.raises(EngineUnavailable, match=r"config\.json") as unavailable:
+        await VllmEngine(str(tmp_path), {}).start()
+    assert "\n" not in str(unavailable.value)
+
+
+@about_vllm
+async def test_a_model_that_sees_nothing_is_told_before_it_is_loaded(tmp_path: Path) -> None:
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / name).write_bytes((MODEL_FOLDER / name).read_bytes())
+    (tmp_path / "config.json").write_text(
+        '{"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "hidden_size": 64,'
+        ' "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 1,'
+        ' "num_key_value_heads": 1, "vocab_size": 576, "max_position_embeddings": 512}'
+    )
+    with pytest.raises(EngineUnavailable, match="does not look at pictures"):
+        await VllmEngine(str(tmp_path), {}).start()

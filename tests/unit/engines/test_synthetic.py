@@ -1,0 +1,189 @@
+"""What the synthetic engine does beyond the contract all engines share."""
+
+import asyncio
+import hashlib
+import time
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from caption_flow.worker.engines.base import (
+    EngineDied,
+    EngineUnavailable,
+    PreparedImage,
+    Request,
+    RequestRefused,
+)
+from caption_flow.worker.engines.synthetic import REFUSED, SyntheticEngine, synthetic_caption
+
+PIXELS = Image.new("RGB", (1, 1))
+A, B = "a1" * 16, "b2" * 16
+
+
+def request(content_hash: str = A, prompt: str = "Describe it.", **sampling: Any) -> Request:
+    return Request("r", prompt, PreparedImage(PIXELS, content_hash), sampling)
+
+
+async def started(**options: Any) -> SyntheticEngine:
+    engine = SyntheticEngine("synthetic", options)
+    await engine.start()
+    return engine
+
+
+def hashes(count: int) -> list[str]:
+    return [
+        hashlib.blake2b(str(number).encode(), digest_size=16).hexdigest() for number in range(count)
+    ]
+
+
+def test_the_caption_is_the_same_everywhere_and_for_ever() -> None:
+    # Recorded once: rehearsals are compared across versions and machines.
+    assert synthetic_caption(A, "Describe it.") == (
+        "A painting of a striped violin in a crowded market under an overcast sky. "
+        "A second figure waits in the background. [a1a1a1a1-0fe9bb8f]"
+    )
+
+
+def test_the_caption_ends_in_a_proof_of_picture_and_prompt() -> None:
+    one, other = synthetic_caption(A, "x"), synthetic_caption(A, "y")
+    assert one.endswith("]")
+    assert f"[{A[:8]}-" in one
+    assert one.rsplit("-", 1)[1] != other.rsplit("-", 1)[1]
+
+
+def test_captions_of_different_pictures_differ() -> None:
+    assert len({synthetic_caption(content_hash, "x") for content_hash in hashes(2_000)}) == 2_000
+
+
+def test_captions_read_like_prose_of_some_variety() -> None:
+    captions = [synthetic_caption(content_hash, "x") for content_hash in hashes(500)]
+    assert len({caption.rsplit(" [", 1)[0] for caption in captions}) > 450
+    assert all(10 < len(caption.split()) < 40 for caption in captions)
+
+
+def test_any_prompt_can_be_answered() -> None:
+    assert synthetic_caption("", "")
+    assert synthetic_caption(A, "\udcff \0 \U0001f600")
+
+
+async def test_the_engine_answers_the_public_function() -> None:
+    engine = await started()
+    assert (await engine.generate(request())).text == synthetic_caption(A, "Describe it.")
+
+
+@pytest.mark.parametrize("tokens", [1, 2, 7, 64, 300])
+async def test_tokens_sets_the_length_of_the_answer_and_keeps_the_proof(tokens: int) -> None:
+    engine = await started(tokens=tokens)
+    answer = await engine.generate(request())
+    assert answer.tokens_out == tokens == len(answer.text.split())
+    assert answer.text.endswith(synthetic_caption(A, "Describe it.").split()[-1])
+
+
+async def test_fail_items_are_refused_and_no_others() -> None:
+    engine = await started(fail_items=["a1"])
+    with pytest.raises(RequestRefused) as refused:
+        await engine.generate(request(A))
+    assert refused.value.kind == REFUSED
+    assert (await engine.generate(request(B))).text
+
+
+async def test_fail_rate_refuses_about_that_share_and_always_the_same_pictures() -> None:
+    async def refused(engine: SyntheticEngine) -> set[str]:
+        found = set()
+        for content_hash in hashes(1_000):
+            try:
+                await engine.generate(request(content_hash))
+            except RequestRefused:
+                found.add(content_hash)
+        return found
+
+    first, second = (
+        await refused(await started(fail_rate=0.2)),
+        await refused(await started(fail_rate=0.2)),
+    )
+    assert first == second
+    assert 150 < len(first) < 250
+
+
+async def test_fail_rate_refuses_all_or_nothing_at_its_ends() -> None:
+    with pytest.raises(RequestRefused):
+        await (await started(fail_rate=1.0)).generate(request())
+    assert await (await started(fail_rate=0.0)).generate(request())
+
+
+async def test_empty_on_answers_nothing_at_all() -> None:
+    answer = await (await started(empty_on=["a1"])).generate(request(A))
+    assert (answer.text, answer.tokens_out) == ("", 0)
+
+
+async def test_die_on_takes_everything_in_flight_along() -> None:
+    engine = await started(die_on=["b2"], latency_ms=10_000)
+    neighbours = [asyncio.create_task(engine.generate(request(A))) for _ in range(3)]
+    quick = SyntheticEngine("synthetic", {"die_on": ["b2"]})
+    quick._ended = engine._ended  # the same life, without the latency
+    with pytest.raises(EngineDied, match="b2b2b2b2"):
+        await quick.generate(request(B))
+    outcomes = await asyncio.gather(*neighbours, return_exceptions=True)
+    assert {type(outcome) for outcome in outcomes} == {EngineDied}
+
+
+async def test_a_dead_engine_stays_dead_until_it_is_started_again() -> None:
+    engine = await started(die_on=["b2"])
+    for content_hash in (B, A):
+        with pytest.raises(EngineDied):
+            await engine.generate(request(content_hash))
+    await engine.start()
+    assert await engine.generate(request(A))
+
+
+async def test_latency_is_waited_for() -> None:
+    engine = await started(latency_ms=30, latency_jitter=0.5)
+    began = time.monotonic()
+    await engine.generate(request())
+    assert 0.014 < time.monotonic() - began < 5
+
+
+async def test_jitter_varies_by_picture_within_its_bounds() -> None:
+    engine = await started(latency_ms=100, latency_jitter=0.25)
+    seconds = {engine._latency_seconds(bytes.fromhex(content_hash)) for content_hash in hashes(300)}
+    assert len(seconds) > 100
+    assert all(0.075 <= value <= 0.125 for value in seconds)
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"latency": 5}, "did you mean 'latency_ms'"),
+        ({"gibberish": 5}, "unknown option 'gibberish'"),
+        ({"fail_rate": 2}, "fail_rate"),
+        ({"latency_ms": -1}, "latency_ms"),
+        ({"tokens": 0}, "tokens"),
+        ({"latency_ms": "slow"}, "latency_ms"),
+        ({"requests_in_flight": 0}, "requests_in_flight"),
+    ],
+)
+def test_an_impossible_option_is_told_before_anything_starts(
+    options: dict[str, Any], told: str
+) -> None:
+    with pytest.raises(EngineUnavailable, match=told):
+        SyntheticEngine("m", options)
+
+
+def test_requests_in_flight_is_an_option() -> None:
+    assert SyntheticEngine("m").requests_in_flight == 64
+    assert SyntheticEngine("m", {"requests_in_flight": 3}).requests_in_flight == 3
+
+
+async def test_without_latency_it_answers_thousands_a_second() -> None:
+    engine = await started()
+    one = request()
+
+    async def worker() -> None:
+        for _ in range(100):
+            await engine.generate(one)
+
+    began = time.perf_counter()
+    await asyncio.gather(*(worker() for _ in range(32)))
+    # A tenth of what an idle core does, so that a busy machine passes too.
+    assert 3_200 / (time.perf_counter() - began) > 4_000

@@ -1,0 +1,97 @@
+"""The port every engine implements: one request in, one completion out.
+
+An engine loads one model. It never sees items, leases or stages, and it tells two kinds of failure
+apart: a request that cannot be answered (`RequestRefused`, the item's own fault) and an engine that
+is gone (`EngineDied`, nobody's fault among the requests in flight).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from PIL import Image
+
+
+class EngineError(Exception):
+    """Base of what engines raise; ``str()`` is one sentence a person can act on."""
+
+
+class RequestRefused(EngineError):
+    """This request alone cannot be answered; ``kind`` becomes the row's ``error_kind``."""
+
+    def __init__(self, kind: str, message: str) -> None:
+        super().__init__(message)
+        self.kind = kind
+
+
+class EngineDied(EngineError):
+    """The engine is gone and every request in flight with it; the requests are to be retried."""
+
+
+class EngineUnavailable(EngineError):
+    """The engine cannot be started: what is missing or too large, and what to do about it."""
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedImage:
+    """A decoded picture, ready for an engine.
+
+    ``pixels`` is RGB, upright and already within the size limits. ``content_hash`` identifies the
+    picture's content: engines use it to encode an image once for all its prompts and stages.
+    """
+
+    pixels: Image.Image
+    content_hash: str
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One prompt about one image. ``sampling`` holds the engine's own parameter names."""
+
+    id: str
+    prompt: str
+    image: PreparedImage
+    sampling: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """The engine's answer; ``finish_reason`` is ``stop``, ``length`` or the engine's own word."""
+
+    text: str
+    tokens_in: int
+    tokens_out: int
+    finish_reason: str
+
+
+class Engine(Protocol):
+    """One loaded model."""
+
+    @property
+    def model(self) -> str:
+        """The model's name, as rows record it."""
+        ...
+
+    @property
+    def requests_in_flight(self) -> int:
+        """How many requests keep the engine full (about 1.1 times its batch width)."""
+        ...
+
+    async def start(self) -> None:
+        """Load the model; returns when it answers. Raises `EngineUnavailable`."""
+        ...
+
+    async def generate(self, request: Request) -> Completion:
+        """Answer one request; cancelling aborts it in the engine.
+
+        Raises:
+            RequestRefused: this request cannot be answered.
+            EngineDied: the engine is gone.
+        """
+        ...
+
+    async def stop(self) -> None:
+        """Free the device and wait until every process of the engine is gone; idempotent."""
+        ...

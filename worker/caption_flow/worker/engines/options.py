@@ -1,0 +1,19 @@
+"""Checking option names against what is known: the nearest valid spelling for a wrong one."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """Return the known name closest to ``name``, or None when none is close."""
+    matches = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+    return matches[0] if matches else None
+
+
+def unknown_option(where: str, name: str, known: Iterable[str]) -> str:
+    """Return the sentence that refuses the option ``name`` found in ``where``."""
+    guess = nearest(name, known)
+    hint = f"; did you mean '{guess}'?" if guess else ""
+    return f"{where}: unknown option '{name}'{hint}"

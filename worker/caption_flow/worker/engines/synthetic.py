@@ -1,0 +1,246 @@
+"""An engine without a model: the same text for the same picture and prompt, on any machine.
+
+For tests, rehearsals and capacity planning. It can be slow, refuse, fall silent or die on purpose,
+always as a function of the picture's content hash, so that every run of a test sees the same.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Mapping
+from typing import Annotated, Any, Final
+
+import msgspec
+
+from caption_flow.worker.engines.base import (
+    Completion,
+    EngineDied,
+    EngineUnavailable,
+    Request,
+    RequestRefused,
+)
+from caption_flow.worker.engines.options import unknown_option
+
+REFUSED: Final = "synthetic_refusal"
+"""The ``error_kind`` of items refused on purpose."""
+
+_OPENINGS: Final = (
+    "A quiet photograph of", "A close view of", "A wide shot of", "An overhead picture of",
+    "A softly lit scene with", "A candid picture of", "A detailed illustration of", "A painting of",
+)  # fmt: skip
+_QUALITIES: Final = (
+    "weathered", "bright red", "pale blue", "tiny", "enormous", "half-finished", "polished",
+    "moss-covered", "striped", "golden", "crooked", "transparent", "well-worn", "ornate", "plain",
+    "snow-dusted",
+)  # fmt: skip
+_THINGS: Final = (
+    "bicycle", "lighthouse", "teapot", "fox", "wooden boat", "violin", "greenhouse", "street lamp",
+    "cathedral", "hot-air balloon", "owl", "tractor", "chessboard", "umbrella", "steam engine",
+    "lemon tree",
+)  # fmt: skip
+_PLACES: Final = (
+    "beside a harbour wall", "in a crowded market", "under a stone bridge", "on a kitchen table",
+    "at the edge of a pine forest", "in front of a brick house", "on a windy hill", "by a window",
+)  # fmt: skip
+_LIGHTS: Final = (
+    "in the late afternoon", "at dawn", "under an overcast sky", "in harsh noon light",
+    "by candlelight", "after the rain", "in thick fog", "on a clear winter day",
+)  # fmt: skip
+_DETAILS: Final = (
+    "A second figure waits in the background.", "The colours are muted and warm.",
+    "Reflections run along the lower edge.", "Nothing else disturbs the composition.",
+    "A hand-painted sign is only partly legible.", "Long shadows point to the left.",
+    "The background falls away into blur.", "Small scratches catch the light.",
+)  # fmt: skip
+
+Fraction = Annotated[float, msgspec.Meta(ge=0, le=1)]
+NotNegative = Annotated[float, msgspec.Meta(ge=0)]
+Positive = Annotated[int, msgspec.Meta(ge=1)]
+
+
+class SyntheticOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What a `SyntheticEngine` does besides answering; the defaults answer at once and always."""
+
+    latency_ms: NotNegative = 0.0
+    """Milliseconds from request to answer."""
+    latency_jitter: Fraction = 0.0
+    """How far latency strays: 0.25 makes it 75 % to 125 %, by the hash of picture and prompt."""
+    tokens: Positive | None = None
+    """Answer with this many words (a word counts as a token): cut, or drawn out by more detail."""
+    fail_rate: Fraction = 0.0
+    """Share of all pictures that are refused, chosen by content hash."""
+    fail_items: tuple[str, ...] = ()
+    """Beginnings of content hashes that are refused."""
+    die_on: tuple[str, ...] = ()
+    """Beginnings of content hashes that kill the engine, and with it all that is in flight."""
+    empty_on: tuple[str, ...] = ()
+    """Beginnings of content hashes that are answered with an empty text."""
+    load_seconds: NotNegative = 0.0
+    """How long `start` takes."""
+    requests_in_flight: Positive = 64
+    """What the engine says keeps it full."""
+
+
+def synthetic_caption(content_hash: str, prompt: str) -> str:
+    """Return the text a default `SyntheticEngine` answers: two sentences and a proof of identity.
+
+    The words are drawn by the BLAKE2b-128 digest of ``content_hash``, a zero byte and ``prompt``
+    (UTF-8). The text ends in ``[<first 8 digits of content_hash>-<first 8 digits of the digest>]``,
+    so that one glance tells which picture it belongs to, and a comparison whether the prompt fits.
+    """
+    return _compose(content_hash, _digest(content_hash, prompt), None)
+
+
+def _digest(content_hash: str, prompt: str) -> bytes:
+    text = f"{content_hash}\0{prompt}".encode("utf-8", "surrogateescape")
+    return hashlib.blake2b(text, digest_size=16).digest()
+
+
+def _pick(words: tuple[str, ...], byte: int) -> str:
+    return words[byte % len(words)]
+
+
+def _compose(content_hash: str, digest: bytes, tokens: int | None) -> str:
+    quality = _pick(_QUALITIES, digest[4])
+    article = "an" if quality[0] in "aeiou" else "a"
+    text = (
+        f"{_pick(_OPENINGS, digest[0])} {article} {quality} {_pick(_THINGS, digest[5])}"
+        f" {_pick(_PLACES, digest[6])} {_pick(_LIGHTS, digest[7])}."
+        f" {_pick(_DETAILS, digest[8])}"
+    )
+    proof = f"[{content_hash[:8]}-{digest[:4].hex()}]"
+    return f"{text} {proof}" if tokens is None else _of_length(text, proof, digest, tokens)
+
+
+def _of_length(text: str, proof: str, digest: bytes, tokens: int) -> str:
+    """Return ``tokens`` words, the last of which is ``proof``."""
+    words = text.split()
+    turn = 0
+    while len(words) < tokens - 1:
+        words += _pick(_DETAILS, digest[turn % len(digest)] + turn).split()
+        turn += 1
+    return " ".join([*words[: tokens - 1], proof])
+
+
+class SyntheticEngine:
+    """An `Engine` that answers `synthetic_caption`, with the troubles `SyntheticOptions` ask for.
+
+    Raises:
+        EngineUnavailable: an option is unknown or has an impossible value.
+    """
+
+    def __init__(self, model: str, options: Mapping[str, Any] | None = None) -> None:
+        self._model = model
+        self._options = _parse(options or {})
+        self._ended: asyncio.Event | None = None
+        self._reason = "the synthetic engine has not been started"
+
+    @property
+    def model(self) -> str:
+        """The name it was given; nothing is loaded under it."""
+        return self._model
+
+    @property
+    def requests_in_flight(self) -> int:
+        """The option of that name."""
+        return self._options.requests_in_flight
+
+    async def start(self) -> None:
+        """Wait ``load_seconds``; a dead engine lives again."""
+        await asyncio.sleep(self._options.load_seconds)
+        self._ended = asyncio.Event()
+
+    async def generate(self, request: Request) -> Completion:
+        """Answer after the latency, or refuse, or die.
+
+        ``sampling["max_tokens"]`` cuts the answer, as it would a model's; nothing else in
+        ``sampling`` has an effect.
+
+        Raises:
+            RequestRefused: the picture is one to be refused (kind `REFUSED`).
+            EngineDied: the picture, or one in flight beside it, kills; or not started; or stopped.
+        """
+        content_hash = request.image.content_hash
+        digest = _digest(content_hash, request.prompt)
+        await self._work(digest)
+        options = self._options
+        if options.die_on and content_hash.startswith(options.die_on):
+            self._end(f"the synthetic engine died on picture {content_hash[:8]}, as it was told to")
+            raise EngineDied(self._reason)
+        if self._is_refused(content_hash):
+            raise RequestRefused(REFUSED, f"picture {content_hash[:8]} is refused on purpose")
+        if options.empty_on and content_hash.startswith(options.empty_on):
+            return Completion("", _count(request.prompt), 0, "stop")
+        text = _compose(content_hash, digest, options.tokens)
+        return _completion(request, text)
+
+    async def stop(self) -> None:
+        """End; what is in flight raises `EngineDied`."""
+        self._end("the synthetic engine was stopped")
+
+    async def _work(self, digest: bytes) -> None:
+        """Let the latency pass.
+
+        Raises:
+            EngineDied: the engine ended before or meanwhile.
+        """
+        ended = self._ended
+        if ended is not None and not ended.is_set():
+            seconds = self._latency_seconds(digest)
+            if not seconds:
+                await asyncio.sleep(0)  # let others run, as any real engine does
+            else:
+                try:
+                    async with asyncio.timeout(seconds):
+                        await ended.wait()
+                except TimeoutError:
+                    pass
+        if ended is None or ended.is_set():
+            raise EngineDied(self._reason)
+
+    def _latency_seconds(self, digest: bytes) -> float:
+        spread = digest[9] / 127.5 - 1  # -1 to 1
+        return self._options.latency_ms / 1000 * (1 + self._options.latency_jitter * spread)
+
+    def _is_refused(self, content_hash: str) -> bool:
+        options = self._options
+        if options.fail_items and content_hash.startswith(options.fail_items):
+            return True
+        return options.fail_rate > 0 and _share(content_hash) < options.fail_rate
+
+    def _end(self, reason: str) -> None:
+        if self._ended is not None and not self._ended.is_set():
+            self._reason = reason
+            self._ended.set()
+
+
+def _parse(options: Mapping[str, Any]) -> SyntheticOptions:
+    for name in options:
+        if name not in SyntheticOptions.__struct_fields__:
+            known = SyntheticOptions.__struct_fields__
+            raise EngineUnavailable(unknown_option("synthetic engine", name, known))
+    try:
+        return msgspec.convert(dict(options), SyntheticOptions, strict=False)
+    except msgspec.ValidationError as error:
+        raise EngineUnavailable(f"synthetic engine: {error}") from error
+
+
+def _share(content_hash: str) -> float:
+    """Return the hash's place between 0 and 1, evenly spread whatever the hash looks like."""
+    digest = hashlib.blake2b(content_hash.encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") / 2**64
+
+
+def _count(text: str) -> int:
+    return text.count(" ") + 1
+
+
+def _completion(request: Request, text: str) -> Completion:
+    """Return ``text`` cut to ``max_tokens`` words."""
+    limit = request.sampling.get("max_tokens")
+    words = _count(text)
+    if limit is None or words <= limit:
+        return Completion(text, _count(request.prompt), words, "stop")
+    cut = " ".join(text.split(" ")[:limit])
+    return Completion(cut, _count(request.prompt), limit, "length")

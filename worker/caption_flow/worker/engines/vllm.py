@@ -1,0 +1,174 @@
+"""The engine that runs vision-language models with vLLM, 0.17 and newer, with and without a GPU.
+
+This module is the port's side of it; its siblings know the rest: `vllm_interface` every import from
+vLLM, `vllm_loading` and `vllm_running` an engine's life, `vllm_options` and `vllm_checks` its
+options, `vllm_failures` its sentences, `guard` the end of its processes. Importing any of them
+imports neither vLLM nor torch.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import threading
+from collections.abc import Mapping
+from typing import Any, Final
+
+from PIL import Image
+
+from caption_flow.worker.engines import guard
+from caption_flow.worker.engines.base import (
+    Completion,
+    EngineDied,
+    EngineUnavailable,
+    PreparedImage,
+    Request,
+    RequestRefused,
+)
+from caption_flow.worker.engines.models import missing_model_folder
+from caption_flow.worker.engines.vllm_checks import check_options
+from caption_flow.worker.engines.vllm_interface import import_vllm
+from caption_flow.worker.engines.vllm_loading import DEFAULT_ENGINE_OPTIONS, Wanted, load
+from caption_flow.worker.engines.vllm_running import Running
+
+__all__ = ["VllmEngine", "check_options"]
+
+_WIDTH_FACTOR: Final = 1.1
+"""More requests than vLLM's batch is wide, so that the next is there when one is finished."""
+
+
+class VllmEngine:
+    """An `Engine` that runs a vision-language model with vLLM, in processes of its own.
+
+    Args:
+        model: a hub name or a folder.
+        engine_options: fields of vLLM's ``AsyncEngineArgs``, as the orchestrator asks for them;
+            checked when the engine starts.
+        owner_options: more of them, from the worker's owner: laid over the others, and trusted.
+        trust_remote_code: the worker's owner lets the model's and the orchestrator's code run here.
+
+    """
+
+    def __init__(
+        self,
+        model: str,
+        engine_options: Mapping[str, Any],
+        *,
+        owner_options: Mapping[str, Any] | None = None,
+        trust_remote_code: bool = False,
+    ) -> None:
+        self._wanted = Wanted(model, dict(engine_options), owner_options or {}, trust_remote_code)
+        self._running: Running | None = None
+        self._in_flight: set[asyncio.Task[Completion]] = set()
+        self._changing = asyncio.Lock()
+
+    @property
+    def model(self) -> str:
+        """The model as configured."""
+        return self._wanted.model
+
+    @property
+    def requests_in_flight(self) -> int:
+        """1.1 times ``max_num_seqs``: as vLLM settled it once started, as configured before."""
+        if self._running is not None:
+            return math.ceil(_WIDTH_FACTOR * self._running.max_num_seqs)
+        options = {**self._wanted.options, **self._wanted.owner_options}
+        configured = options.get("max_num_seqs") or DEFAULT_ENGINE_OPTIONS["max_num_seqs"]
+        return math.ceil(_WIDTH_FACTOR * int(configured))
+
+    async def start(self) -> None:
+        """Load the model and ask it about a grey picture; idempotent while it runs.
+
+        Raises:
+            EngineUnavailable: an option, the model, the device or vLLM itself does not do.
+
+        """
+        if missing := missing_model_folder(self._wanted.model):
+            raise EngineUnavailable(missing)
+        async with self._changing:
+            if self._running is None:
+                running = await self._load()
+                await self._greet(running)
+                self._running = running
+
+    async def generate(self, request: Request) -> Completion:
+        """Answer one request; cancelling aborts it in the engine.
+
+        Raises:
+            RequestRefused: kinds ``prompt_too_long``, ``image_rejected``, ``engine_rejected``.
+            EngineDied: the engine is gone, is being stopped, or was never started.
+
+        """
+        running = self._running
+        if running is None:
+            raise EngineDied("vLLM is not running")
+        task = asyncio.create_task(running.answer(request))
+        self._in_flight.add(task)
+        try:
+            return await task
+        except asyncio.CancelledError:
+            if _is_cancelled_from_outside():
+                raise
+            raise EngineDied("vLLM was stopped") from None
+        finally:
+            self._in_flight.discard(task)
+
+    async def stop(self) -> None:
+        """End the engine and all its processes, within 15 seconds; idempotent."""
+        async with self._changing:
+            running, self._running = self._running, None
+            if running is None:
+                return
+            # vLLM forgets who waits when it shuts down: without this they would wait for ever.
+            for task in self._in_flight:
+                task.cancel()
+            if self._in_flight:
+                await asyncio.wait(self._in_flight, timeout=1)
+            await asyncio.shield(running.end())
+
+    async def _load(self) -> Running:
+        """Load in a thread; when cancelled, end what was begun before passing that on.
+
+        Raises:
+            EngineUnavailable: see `start`.
+
+        """
+        # Apart from the rest: where an optional import fails, vLLM keeps the error for ever, and
+        # with it the frames that led there. The engine must not be in one of them.
+        await asyncio.to_thread(import_vllm)
+        mark, abandoned = guard.new_mark(), threading.Event()
+        thread = asyncio.ensure_future(asyncio.to_thread(load, self._wanted, mark, abandoned))
+        try:
+            return await asyncio.shield(thread)
+        except asyncio.CancelledError:
+            abandoned.set()
+            while not thread.done():
+                await asyncio.to_thread(guard.end_marked, mark)
+                await asyncio.wait([thread], timeout=0.2)
+            if not thread.cancelled() and thread.exception() is None:
+                await thread.result().end()
+            raise
+
+    async def _greet(self, running: Running) -> None:
+        """Ask once, so that what would fail for every picture fails now.
+
+        Raises:
+            EngineUnavailable: the model does not answer.
+
+        """
+        grey = PreparedImage(Image.new("RGB", (224, 224), "grey"), content_hash="greeting")
+        request = Request("greeting", "Describe the picture.", grey, {"max_tokens": 1})
+        try:
+            await running.answer(request)
+        except BaseException as error:
+            await asyncio.shield(running.end())
+            if not isinstance(error, RequestRefused | EngineDied):
+                raise
+            raise EngineUnavailable(
+                f"model '{self._wanted.model}' cannot be asked about a picture: {error}"
+            ) from error
+
+
+def _is_cancelled_from_outside() -> bool:
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0

@@ -1,0 +1,213 @@
+"""A vLLM engine that runs: how a request becomes vLLM's and an output ours, and how it ends."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import multiprocessing
+import threading
+from collections.abc import Mapping
+from typing import Any, Final
+
+import msgspec
+import structlog
+
+from caption_flow.worker.engines import guard
+from caption_flow.worker.engines import vllm_interface as interface
+from caption_flow.worker.engines.base import (
+    Completion,
+    EngineDied,
+    Request,
+    RequestRefused,
+)
+from caption_flow.worker.engines.vllm_checks import check_sampling
+from caption_flow.worker.engines.vllm_environment import FailureLog
+from caption_flow.worker.engines.vllm_failures import (
+    ENGINE_REJECTED,
+    PROMPT_TOO_LONG,
+    chain,
+    explain_death,
+    refusal,
+)
+
+log = structlog.get_logger()
+
+_RETRIES: Final = 2
+"""How often a request is submitted again that ended in "error": vLLM's word for a failure of its
+own that another try may mend."""
+_TELLING_SECONDS: Final = 1.0
+"""How long vLLM's own shutdown may take, before and again after its processes are killed."""
+
+
+class Running:
+    """One life of vLLM's engine: from a load that succeeded to its end."""
+
+    def __init__(
+        self,
+        engine: Any,
+        mark: str,
+        watchman: guard.Watchman,
+        failures: FailureLog,
+    ) -> None:
+        self._engine = engine
+        self._mark = mark
+        self._watchman = watchman
+        self._failures = failures
+        self._logged = failures.size()
+        self._numbers = itertools.count()
+        self._params: dict[bytes, Any] = {}
+        self._warned_of_clipping = False
+        self._chat_params = interface.chat_params()
+        self.max_num_seqs: int = engine.vllm_config.scheduler_config.max_num_seqs
+        self._max_model_len: int = engine.vllm_config.model_config.max_model_len
+
+    async def answer(self, request: Request) -> Completion:
+        """Answer one request.
+
+        Raises:
+            RequestRefused: this request cannot be answered.
+            EngineDied: the engine is gone.
+
+        """
+        params = self._sampling_params(request.sampling)
+        completion = await self._attempt(request, params, request.image.content_hash)
+        for _ in range(_RETRIES):
+            if completion.finish_reason != "error":
+                break
+            # Under a new name, vLLM prepares the picture anew: its processes may disagree about
+            # which of them has it, when a request was given up between preparing and submitting.
+            name = f"{request.image.content_hash}#{next(self._numbers)}"
+            completion = await self._attempt(request, params, name)
+        match completion.finish_reason:
+            case "abort":
+                raise EngineDied("vLLM dropped the request")
+            case "error":
+                raise RequestRefused(ENGINE_REJECTED, "vLLM failed at this request, repeatedly")
+        return completion
+
+    async def _attempt(self, request: Request, params: Any, image_name: str) -> Completion:
+        prompt = await self._render(request, image_name)
+        self._check_length(prompt, params)
+        return _completion(await self._generate(request, prompt, params))
+
+    async def _render(self, request: Request, image_name: str) -> Any:
+        """Return vLLM's own form of the request: the chat template's tokens, the picture's pixels.
+
+        The picture comes first and is named by its content, so that vLLM encodes it once for all
+        prompts and stages about it, and finds it in its prefix cache.
+        """
+        content = [
+            {"type": "image_pil", "image_pil": request.image.pixels, "uuid": image_name},
+            {"type": "text", "text": request.prompt},
+        ]
+        try:
+            _conversations, prompts = await self._engine.renderer.render_chat_async(
+                [[{"role": "user", "content": content}]], self._chat_params
+            )
+        except Exception as error:
+            # Whatever vLLM and the model's processor raise here is about this one request.
+            raise self._judged(error) from error
+        return prompts[0]
+
+    def _check_length(self, prompt: Any, params: Any) -> None:
+        tokens = len(prompt.get("prompt_token_ids") or ())
+        room = self._max_model_len - tokens
+        if room < 1:
+            raise RequestRefused(
+                PROMPT_TOO_LONG,
+                f"prompt and picture are {tokens} tokens long; max_model_len is "
+                f"{self._max_model_len}",
+            )
+        if room < (params.max_tokens or 0) and not self._warned_of_clipping:
+            # vLLM says nothing of it: the answer just ends with the reason "length".
+            self._warned_of_clipping = True
+            log.warning(
+                "answers may be cut short: prompt and max_tokens exceed max_model_len",
+                prompt_tokens=tokens,
+                max_tokens=params.max_tokens,
+                max_model_len=self._max_model_len,
+            )
+
+    async def _generate(self, request: Request, prompt: Any, params: Any) -> Any:
+        # Items come back after a lost lease: the engine's name for a request is never used again.
+        name = f"{request.id}#{next(self._numbers)}"
+        output = None
+        try:
+            async for part in self._engine.generate(prompt, params, name):
+                output = part
+        except Exception as error:
+            raise self._judged(error) from error
+        if output is None:
+            raise EngineDied("vLLM ended a request without an answer")
+        return output
+
+    def _judged(self, error: Exception) -> RequestRefused | EngineDied:
+        """Return whose fault ``error`` is: the request's, unless the engine is gone."""
+        if self._engine.errored or any(
+            type(link).__name__ == "EngineDeadError" for link in chain(error)
+        ):
+            return EngineDied(explain_death(error, self._failures.since(self._logged)))
+        # EngineGenerateError says nothing itself; what it was raised from does.
+        cause = error.__cause__ if type(error).__name__ == "EngineGenerateError" else None
+        kind, sentence = refusal(cause or error)
+        return RequestRefused(kind, sentence)
+
+    def _sampling_params(self, sampling: Mapping[str, Any]) -> Any:
+        """Return vLLM's object for these parameters, made once: few stages, many requests."""
+        key = msgspec.msgpack.encode(sampling)
+        params = self._params.get(key)
+        if params is None:
+            checked = check_sampling(sampling)
+            if checked.errors:
+                raise RequestRefused(ENGINE_REJECTED, "; ".join(checked.errors))
+            params = self._params[key] = interface.sampling_params(checked.options)
+        return params
+
+    async def end(self) -> None:
+        """End everything of this engine, within some 15 seconds.
+
+        Nothing in the engine is worth a goodbye: its processes hold no state that outlives them,
+        and the driver frees a device's memory with the process. So they are killed, which takes a
+        fifth of a second instead of vLLM's five.
+        """
+        listener = getattr(self._engine, "output_handler", None)
+        if listener is not None:
+            listener.cancel()  # or it would report its engine's end as a failure
+        await asyncio.to_thread(self._end_processes)
+        await asyncio.to_thread(self._close_messaging)
+
+    def _end_processes(self) -> None:
+        seen = guard.births(self._mark)
+        # vLLM is told first, for the same reason.
+        telling = threading.Thread(target=interface.shut_down, args=(self._engine,), daemon=True)
+        telling.start()
+        telling.join(_TELLING_SECONDS)
+        gone = guard.end_marked(self._mark, seen=seen)
+        telling.join(_TELLING_SECONDS)
+        multiprocessing.active_children()  # buries the dead
+        self._watchman.dismiss()
+        if not gone:
+            log.error("processes of vLLM cannot be ended", pids=guard.marked(self._mark))
+
+    def _close_messaging(self) -> None:
+        """Close what vLLM leaves to the garbage collector, and pyzmq then complains about.
+
+        Its sockets were closed by the event loop meanwhile. Should one be open still, closing would
+        wait for it, but nobody else does.
+        """
+        resources = getattr(getattr(self._engine, "engine_core", None), "resources", None)
+        context = getattr(resources, "ctx", None)
+        if context is not None:
+            closing = threading.Thread(target=context.term, daemon=True)
+            closing.start()
+            closing.join(_TELLING_SECONDS)
+
+
+def _completion(output: Any) -> Completion:
+    answer = output.outputs[0]
+    return Completion(
+        text=answer.text,
+        tokens_in=len(output.prompt_token_ids or ()),
+        tokens_out=len(answer.token_ids),
+        finish_reason=answer.finish_reason or "unknown",
+    )

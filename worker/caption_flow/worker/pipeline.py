@@ -1,0 +1,345 @@
+"""Items flow: loaded ahead of the engine, through the stages one by one, out as rows.
+
+There is no barrier anywhere. Each item is a task of its own; what bounds them is a look-ahead
+(items and bytes that are loaded but not yet in an engine) and, per engine, a gate with as many
+slots as the engine wants requests. Who holds which lease, and what becomes of a row, is the desk's
+business.
+
+When an engine dies, the items in it keep their finished stages and are tried again; one that was in
+it twice is tried alone, and one that kills it alone becomes a failed row with the evidence.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from itertools import count
+from typing import Final, NoReturn, Protocol
+
+import structlog
+
+from caption_flow.protocol.rows import CAPTIONED, Row
+from caption_flow.recipe.stages import Recipe, Stage
+from caption_flow.worker.core.leases import Job, Key
+from caption_flow.worker.draft import Draft, ItemError
+from caption_flow.worker.engines.base import (
+    Completion,
+    EngineDied,
+    EngineError,
+    EngineUnavailable,
+    PreparedImage,
+    Request,
+    RequestRefused,
+)
+from caption_flow.worker.gate import Seat
+from caption_flow.worker.images.load import ImageError
+from caption_flow.worker.loading import Loader
+from caption_flow.worker.supervision import SupervisedEngine
+
+log = structlog.get_logger()
+
+ENGINE_KILLED: Final = "engine_killed"
+INTERNAL_ERROR: Final = "internal_error"
+
+LOOK_AHEAD_BYTES: Final = 2**30
+FIRST_GUESS_BYTES: Final = 4 * 2**20
+
+
+class Desk(Protocol):
+    """Where jobs come from and rows go."""
+
+    def next_job(self) -> Job | None:
+        """Begin the next item, or return None: `Pipeline.nudge` tells when to ask again."""
+        ...
+
+    def deliver(self, job: Job, row: Row) -> None:
+        """Take the row of an item begun."""
+        ...
+
+
+class EngineGoneError(EngineError):
+    """An engine cannot be brought back; ``suspects`` were in it when it last died."""
+
+    def __init__(self, sentence: str, suspects: tuple[Key, ...]) -> None:
+        super().__init__(sentence)
+        self.suspects = suspects
+
+
+@dataclass(slots=True)
+class Tally:
+    """Numbers for people: what this pipeline has done so far."""
+
+    captioned: int = 0
+    failed: int = 0
+    tokens_in: int = 0
+    tokens_out: int = 0
+
+    @property
+    def done(self) -> int:
+        """Items that have their row."""
+        return self.captioned + self.failed
+
+    def count(self, row: Row) -> None:
+        """Count one row."""
+        if row.status == CAPTIONED:
+            self.captioned += 1
+        else:
+            self.failed += 1
+        self.tokens_in += sum(stats.tokens_in for stats in row.stage_stats)
+        self.tokens_out += sum(stats.tokens_out for stats in row.stage_stats)
+
+
+class LookAhead:
+    """How much is being loaded, or loaded and not yet in an engine. Bounded in items and bytes.
+
+    What a picture will take is known only when it is decoded; until then it counts as much as
+    the pictures before it did on average.
+    """
+
+    def __init__(self, *, max_items: int, max_bytes: int) -> None:
+        self._max_items = max_items
+        self._max_bytes = max_bytes
+        self._taken: dict[int, int] = {}
+        self._bytes = 0
+        self._guess = FIRST_GUESS_BYTES
+
+    def has_room(self) -> bool:
+        """Whether one more item may be loaded; an empty look-ahead takes one of any size."""
+        if not self._taken:
+            return True
+        return len(self._taken) < self._max_items and self._bytes + self._guess <= self._max_bytes
+
+    def enter(self, age: int) -> None:
+        """Begin to load the item of this age."""
+        self._taken[age] = self._guess
+        self._bytes += self._guess
+
+    def measure(self, age: int, size_bytes: int) -> None:
+        """Note how much memory the item's picture takes."""
+        if age in self._taken:
+            self._bytes += size_bytes - self._taken[age]
+            self._taken[age] = size_bytes
+            self._guess += (size_bytes - self._guess) // 8
+
+    def leave(self, age: int) -> None:
+        """Note that the item is in an engine, or gone; idempotent."""
+        self._bytes -= self._taken.pop(age, 0)
+
+
+@dataclass(slots=True, eq=False)
+class _Carried:
+    """One item on its way through the pipeline; ``age`` is its place in line everywhere."""
+
+    job: Job
+    age: int
+    recipe: Recipe
+    draft: Draft
+    seat: Seat
+    task: asyncio.Task[None] | None = None
+    deaths: list[str] = field(default_factory=list)
+
+    def engine_died(self, evidence: str) -> None:
+        self.deaths.append(evidence)
+
+
+class Pipeline:
+    """See the module's docstring. ``engines`` maps each stage's model to its started engine."""
+
+    def __init__(
+        self,
+        desk: Desk,
+        loader: Loader,
+        engines: Mapping[str, SupervisedEngine],
+        *,
+        look_ahead_items: int | None = None,
+        look_ahead_bytes: int = LOOK_AHEAD_BYTES,
+    ) -> None:
+        self._desk = desk
+        self._loader = loader
+        self._engines = engines
+        self.width = sum(engine.gate.capacity for engine in engines.values())
+        items = min(max(self.width, 8), 256) if look_ahead_items is None else look_ahead_items
+        self._look_ahead = LookAhead(max_items=items, max_bytes=look_ahead_bytes)
+        self._recipes: dict[str, Recipe] = {}
+        self._carried: dict[Key, _Carried] = {}
+        self._wake = asyncio.Event()
+        self._ages = count()
+        self._request_ids = count()
+        self.tally = Tally()
+
+    @property
+    def in_flight(self) -> int:
+        """Items begun whose row is not finished."""
+        return len(self._carried)
+
+    def use(self, recipe: Recipe) -> None:
+        """Get ready for jobs under this recipe; its models are all among the engines."""
+        self._recipes[recipe.fingerprint] = recipe
+
+    def nudge(self) -> None:
+        """Say that the desk may have another job."""
+        self._wake.set()
+
+    def abandon(self, items: Iterable[Key]) -> None:
+        """Stop working on these items; they get no row."""
+        for key in items:
+            carried = self._carried.get(key)
+            if carried is not None and carried.task is not None:
+                carried.task.cancel()
+
+    async def run(self) -> NoReturn:
+        """Carry items until cancelled.
+
+        Raises:
+            EngineGoneError: an engine cannot be brought back; no item is being worked on any more.
+
+        """
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                await self._feed(tasks)
+        except BaseExceptionGroup as group:
+            gone, others = group.split(EngineUnavailable)
+            if gone is None or others is not None:
+                raise
+            raise EngineGoneError(_sentence(gone), self._suspects()) from None
+        raise AssertionError("feeding never ends")
+
+    async def _feed(self, tasks: asyncio.TaskGroup) -> NoReturn:
+        while True:
+            while self._look_ahead.has_room() and (job := self._desk.next_job()) is not None:
+                self._begin(job, tasks)
+            self._wake.clear()
+            await self._wake.wait()
+
+    def _begin(self, job: Job, tasks: asyncio.TaskGroup) -> None:
+        recipe = self._recipes[job.recipe]
+        age = next(self._ages)
+        carried = _Carried(job, age, recipe, Draft(job.item.index, recipe), Seat(age))
+        self._carried[job.key] = carried
+        self._look_ahead.enter(age)
+        carried.task = tasks.create_task(self._carry(carried))
+        # Not in a `finally` of the task: one that is cancelled before its first step has none.
+        carried.task.add_done_callback(lambda _: self._end(carried))
+
+    def _end(self, carried: _Carried) -> None:
+        carried.seat.leave()
+        self._look_ahead.leave(carried.age)
+        if self._carried.get(carried.job.key) is carried:
+            del self._carried[carried.job.key]
+        self._wake.set()
+
+    def _suspects(self) -> tuple[Key, ...]:
+        riders = {rider for engine in self._engines.values() for rider in engine.suspects}
+        return tuple(rider.job.key for rider in riders if isinstance(rider, _Carried))
+
+    # ------------------------------------------------------------------ one item
+
+    async def _carry(self, carried: _Carried) -> None:
+        """Give one item its row, whatever happens to it: this is the task's boundary."""
+        job = carried.job
+        try:
+            row = await self._caption(carried)
+        except EngineUnavailable:
+            raise
+        except Exception as error:
+            log.exception("item failed unexpectedly", lease=job.lease, item=job.item.index)
+            sentence = f"{type(error).__name__}: {error}"
+            row = carried.draft.failed(INTERNAL_ERROR, sentence)
+        self.tally.count(row)
+        self._desk.deliver(job, row)
+
+    async def _caption(self, carried: _Carried) -> Row:
+        draft = carried.draft
+        try:
+            loaded = await self._loader.load(carried.job)
+            draft.note_image(loaded)
+            pixels = loaded.image.pixels
+            self._look_ahead.measure(carried.age, pixels.width * pixels.height * 3)
+            for stage in carried.recipe.stages:
+                await self._run_stage(carried, stage, loaded.image)
+        except (ImageError, ItemError) as error:
+            return draft.failed(error.kind, str(error))
+        return draft.captioned()
+
+    async def _run_stage(self, carried: _Carried, stage: Stage, image: PreparedImage) -> None:
+        draft, engine = carried.draft, self._engines[stage.model]
+        prompts = carried.recipe.render(stage.name, draft.outputs, carried.job.item.columns or {})
+        loop = asyncio.get_running_loop()
+        answers: dict[int, Completion] = {}
+        began = loop.time()
+        while len(answers) < len(prompts):
+            deaths = len(carried.deaths)
+            slots = engine.slots_for(len(prompts) - len(answers), deaths)
+            await carried.seat.move(engine.gate, slots)
+            self._enter_engine(carried)
+            began = loop.time()
+            try:
+                await self._ask(carried, stage, image, prompts, answers)
+            except RequestRefused as error:
+                raise ItemError(error.kind, f"stage '{stage.name}': {error}") from error
+            except EngineDied:
+                if deaths >= 2:  # it was alone in there
+                    await engine.prove()
+                    raise ItemError(ENGINE_KILLED, _evidence(stage, carried.deaths)) from None
+        ordered = [answers[number] for number in range(len(prompts))]
+        draft.add(stage, ordered, model=engine.model, seconds=loop.time() - began)
+
+    def _enter_engine(self, carried: _Carried) -> None:
+        self._look_ahead.leave(carried.age)
+        self._wake.set()
+
+    async def _ask(
+        self,
+        carried: _Carried,
+        stage: Stage,
+        image: PreparedImage,
+        prompts: tuple[str, ...],
+        answers: dict[int, Completion],
+    ) -> None:
+        """Ask every prompt without an answer, all at once; answers that come are kept.
+
+        Raises:
+            RequestRefused: one of them cannot be answered.
+            EngineDied: the engine died meanwhile.
+            EngineUnavailable: it is gone for good.
+
+        """
+        engine = self._engines[stage.model]
+        in_company = not carried.deaths
+
+        async def ask(number: int) -> None:
+            name = f"{carried.job.lease}.{carried.job.item.index}.{next(self._request_ids)}"
+            request = Request(name, prompts[number], image, stage.sampling)
+            answers[number] = await engine.ask(request, carried)
+            if in_company:
+                carried.seat.shrink()
+
+        missing = [number for number in range(len(prompts)) if number not in answers]
+        if len(missing) == 1:
+            await ask(missing[0])
+            return
+        asking = [asyncio.create_task(ask(number)) for number in missing]
+        try:
+            done, _ = await asyncio.wait(asking, return_when=asyncio.FIRST_EXCEPTION)
+            for task in done:
+                task.result()
+        finally:
+            for task in asking:
+                task.cancel()
+            await asyncio.gather(*asking, return_exceptions=True)
+
+
+def _evidence(stage: Stage, deaths: list[str]) -> str:
+    return (
+        f"stage '{stage.name}': the engine died {len(deaths)} times with this item in it, the last "
+        f"time with nothing else in it: {deaths[-1]}"
+    )
+
+
+def _sentence(group: BaseExceptionGroup[BaseException]) -> str:
+    """Return what the first of the group's errors says."""
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return str(error)

@@ -1,0 +1,385 @@
+"""The worker at run time: the session's effects carried out, everybody's events brought to it.
+
+Session, pipeline, engines and connection do not know each other; this does. All of it runs on one
+event loop, and every change of state goes through `Session.handle`, one event after the other.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+import structlog
+
+from caption_flow.protocol.messages import (
+    Drain,
+    Finished,
+    Heartbeat,
+    Hello,
+    Image,
+    LeaseId,
+    OrchestratorMessage,
+    Problem,
+    RecipeSpec,
+    Results,
+    Welcome,
+)
+from caption_flow.protocol.rows import Row, encode_rows
+from caption_flow.recipe.stages import Recipe, RecipeError
+from caption_flow.recipe.wire import from_spec
+from caption_flow.worker.client import Address, Client, ConnectionRefusedForGoodError
+from caption_flow.worker.core.events import (
+    Abandon,
+    Adopt,
+    BytesWanted,
+    Closed,
+    Deliver,
+    Effect,
+    EngineLost,
+    EngineReady,
+    Event,
+    Heard,
+    Leave,
+    Opened,
+    Outcome,
+    RecipeUnusable,
+    Redial,
+    RowFinished,
+    Send,
+    SendBatch,
+    SendHeartbeat,
+    StopAsked,
+    Ticked,
+)
+from caption_flow.worker.core.leases import Job, Key
+from caption_flow.worker.core.outbox import Batch
+from caption_flow.worker.core.session import Session
+from caption_flow.worker.draft import size_of
+from caption_flow.worker.engines.base import Engine, EngineError
+from caption_flow.worker.images.load import ImageError
+from caption_flow.worker.loading import MISSING, ImageLoader
+from caption_flow.worker.pipeline import LOOK_AHEAD_BYTES, EngineGoneError, Pipeline
+from caption_flow.worker.supervision import SupervisedEngine
+
+log = structlog.get_logger()
+
+TICK_SECONDS: Final = 0.1
+GOODBYE_SECONDS: Final = 0.5
+PROGRESS_SECONDS: Final = 5.0
+QUIET_PROGRESS_SECONDS: Final = 60.0
+
+BuildEngine = Callable[[str, Mapping[str, Any], bool], Engine]
+"""From a model, its engine options and the recipe's ``mock_results`` to an engine not started.
+
+Raises `EngineUnavailable`.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Capacity:
+    """How much of this machine the worker may take; None means what suits machine and engine."""
+
+    max_requests: int | None = None
+    look_ahead_items: int | None = None
+    look_ahead_bytes: int = LOOK_AHEAD_BYTES
+    decode_threads: int | None = None
+    restart_backoff_seconds: float = 1.0
+
+
+class Runtime:
+    """One worker, from its first connection to the moment it may leave."""
+
+    def __init__(
+        self,
+        address: Address,
+        hello: Hello,
+        build: BuildEngine,
+        *,
+        leaves_when_finished: bool,
+        capacity: Capacity | None = None,
+    ) -> None:
+        self._build = build
+        self._capacity = capacity or Capacity()
+        self._session: Session[Row] = Session(hello, leaves_when_finished=leaves_when_finished)
+        self._client = Client(address, self)
+        threads = self._capacity.decode_threads or min(8, os.cpu_count() or 1)
+        self._loader = ImageLoader(self._fetch, threads=threads)
+        self._engines: dict[str, SupervisedEngine] = {}
+        self._recipes: dict[str, Recipe] = {}
+        self._pipeline: Pipeline | None = None
+        self._loading: asyncio.Task[None] | None = None
+        self._tasks: asyncio.TaskGroup | None = None
+        self._awaited: dict[Key, asyncio.Future[Image]] = {}
+        self._events: deque[Event[Row]] = deque()
+        self._is_handling = False
+        self._left: asyncio.Future[Leave] = asyncio.get_running_loop().create_future()
+        self._aborted = False
+        self.finished: Finished | None = None
+
+    # ------------------------------------------------------------------ from the outside
+
+    async def run(self) -> Leave:
+        """Work until the session is over, and return how it ended.
+
+        The engines are still up: whoever called knows how much time there is to stop them.
+        """
+        async with asyncio.TaskGroup() as tasks:
+            self._tasks = tasks
+            background = [
+                tasks.create_task(self._keep_connected()),
+                tasks.create_task(self._tick()),
+                tasks.create_task(self._tell_progress()),
+            ]
+            leave = await self._left
+            await self._client.leave(within_seconds=0.1 if self._aborted else GOODBYE_SECONDS)
+            if self._loading is not None:
+                background.append(self._loading)
+            for task in background:
+                task.cancel()
+        self._loader.close()
+        return leave
+
+    def stop(self) -> None:
+        """Ask for a drain."""
+        self._post(StopAsked())
+
+    def abort(self, sentence: str) -> None:
+        """End at once, whatever is unfinished."""
+        self._aborted = True
+        self._end(Leave(Outcome.FAILED, sentence))
+
+    async def stop_engines(self) -> None:
+        """Stop every engine; may take as long as they take."""
+        engines = self._engines.values()
+        results = await asyncio.gather(*(e.stop() for e in engines), return_exceptions=True)
+        for error in results:
+            if isinstance(error, Exception):
+                log.warning("engine did not stop well", reason=str(error))
+
+    def progress(self) -> str:
+        """Return the line that people and programs look for: ``step done/total``."""
+        done = self._pipeline.tally.done if self._pipeline is not None else 0
+        return f"step {done}/{max(done, self._session.total)}"
+
+    # ------------------------------------------------------------------ the connection's party
+
+    def hello(self) -> Hello:
+        """Return the first message of a new connection."""
+        return self._session.hello()
+
+    def opened(self, welcome: Welcome) -> None:
+        """Note that the orchestrator answered."""
+        log.info("connected", worker=welcome.worker, total=welcome.total)
+        self._post(Opened(welcome))
+
+    def heard(self, message: OrchestratorMessage) -> None:
+        """Take a message."""
+        match message:
+            case Problem(sentence):
+                log.warning("the orchestrator has a problem with us", problem=sentence)
+            case Drain(reason):
+                log.info("the orchestrator is draining", reason=reason)
+            case Finished(captioned, failed) if message != self.finished:
+                log.info("the run is finished", captioned=captioned, failed=failed)
+                self.finished = message
+            case _:
+                pass
+        self._post(Heard(message))
+
+    def closed(self) -> None:
+        """Note that the connection is gone."""
+        self._post(Closed())
+
+    # ------------------------------------------------------------------ the pipeline's desk
+
+    def next_job(self) -> Job | None:
+        """Begin the next item."""
+        return self._session.begin()
+
+    def deliver(self, job: Job, row: Row) -> None:
+        """Take the row of an item begun."""
+        self._post(RowFinished(job.lease, job.item.index, row, size_of(row)))
+
+    async def _fetch(self, job: Job) -> bytes:
+        """Ask the orchestrator for an item's bytes. Raises `ImageError` if it has none."""
+        answer: asyncio.Future[Image] = asyncio.get_running_loop().create_future()
+        self._awaited[job.key] = answer
+        try:
+            self._post(BytesWanted(*job.key))
+            image = await answer
+        finally:
+            del self._awaited[job.key]
+        if image.error:
+            raise ImageError(MISSING, image.error)
+        return image.payload
+
+    # ------------------------------------------------------------------ events and effects
+
+    def _post(self, event: Event[Row]) -> None:
+        """Apply an event; one that comes up meanwhile waits its turn."""
+        self._events.append(event)
+        if self._is_handling:
+            return
+        self._is_handling = True
+        try:
+            while self._events:
+                effects = self._session.handle(self._events.popleft(), now=time.monotonic())
+                for effect in effects:
+                    self._carry_out(effect)
+        finally:
+            self._is_handling = False
+        if self._pipeline is not None:
+            self._pipeline.nudge()
+
+    def _carry_out(  # noqa: C901 - one match over all effects is the point
+        self, effect: Effect[Row]
+    ) -> None:
+        match effect:
+            case Send(message):
+                self._client.send(message)
+            case SendBatch(batch):
+                self._client.send(self._encode(batch))
+            case SendHeartbeat():
+                self._client.send(Heartbeat(self._stats()))
+            case Abandon(items):
+                if self._pipeline is not None:
+                    self._pipeline.abandon(items)
+            case Deliver(image):
+                waiting = self._awaited.get((LeaseId(image.lease), image.item))
+                if waiting is not None and not waiting.done():
+                    waiting.set_result(image)
+            case Adopt(spec):
+                self._adopt(spec)
+            case Redial(reason):
+                self._client.redial(reason)
+            case Leave():
+                self._end(effect)
+
+    def _encode(self, batch: Batch[Row]) -> Results:
+        # The rows of one lease are all of one recipe: the one it was granted under.
+        recipe = self._recipes[batch.rows[0].recipe or ""]
+        rows = encode_rows(batch.rows, recipe.output_fields)
+        return Results(batch.seq, batch.lease, batch.items, rows)
+
+    def _stats(self) -> dict[str, float]:
+        stats = {
+            "rate": self._session.rate(now=time.monotonic()),
+            "in_flight": self._session.begun,
+            "backlog": self._session.waiting,
+            "unacknowledged": self._session.unacknowledged,
+        }
+        if self._pipeline is not None:
+            tally = self._pipeline.tally
+            stats |= {
+                "width": self._pipeline.width,
+                "done": tally.done,
+                "failed": tally.failed,
+                "tokens_in": tally.tokens_in,
+                "tokens_out": tally.tokens_out,
+            }
+        return stats
+
+    def _end(self, leave: Leave) -> None:
+        if not self._left.done():
+            self._left.set_result(leave)
+
+    # ------------------------------------------------------------------ recipes and engines
+
+    def _adopt(self, spec: RecipeSpec) -> None:
+        try:
+            recipe = from_spec(spec)
+        except RecipeError as error:
+            self._post(RecipeUnusable(f"the orchestrator's recipe cannot be run: {error}"))
+            return
+        self._recipes[recipe.fingerprint] = recipe
+        models = {stage.model for stage in recipe.stages}
+        if self._loading is None:
+            if self._tasks is None:
+                raise RuntimeError("a recipe came before `run`")
+            self._loading = self._tasks.create_task(self._work(recipe, spec.mock_results))
+        elif models <= self._engines.keys():
+            log.info("the recipe changed", recipe=recipe.fingerprint)
+        else:
+            missing = ", ".join(sorted(models - self._engines.keys()))
+            self._post(RecipeUnusable(f"the recipe now names {missing}: restart this worker"))
+        if self._pipeline is not None:
+            self._pipeline.use(recipe)
+
+    async def _work(self, recipe: Recipe, mock_results: bool) -> None:
+        """Load the engines the recipe names, then carry items."""
+        try:
+            await self._load_engines(recipe, mock_results)
+            pipeline = Pipeline(
+                self,
+                self._loader,
+                self._engines,
+                look_ahead_items=self._capacity.look_ahead_items,
+                look_ahead_bytes=self._capacity.look_ahead_bytes,
+            )
+            for known in self._recipes.values():
+                pipeline.use(known)
+            self._pipeline = pipeline
+            self._post(EngineReady(pipeline.width))
+            await pipeline.run()
+        except EngineGoneError as error:
+            self._post(EngineLost(str(error), error.suspects))
+        except EngineError as error:
+            self._post(EngineLost(str(error)))
+
+    async def _load_engines(self, recipe: Recipe, mock_results: bool) -> None:
+        for model, options in engine_options(recipe).items():
+            self._engines[model] = SupervisedEngine(
+                self._build(model, options, mock_results),
+                max_requests=self._capacity.max_requests,
+                backoff_seconds=self._capacity.restart_backoff_seconds,
+            )
+        for model, engine in self._engines.items():
+            log.info("loading the engine", model=model)
+            began = time.monotonic()
+            await engine.start()
+            seconds = round(time.monotonic() - began, 1)
+            log.info("the engine is ready", model=model, seconds=seconds)
+
+    # ------------------------------------------------------------------ in the background
+
+    async def _keep_connected(self) -> None:
+        try:
+            await self._client.run()
+        except ConnectionRefusedForGoodError as error:
+            self.abort(str(error))
+
+    async def _tick(self) -> None:
+        while True:
+            await asyncio.sleep(TICK_SECONDS)
+            self._post(Ticked())
+
+    async def _tell_progress(self) -> None:
+        said, said_at = "", time.monotonic()
+        while True:
+            await asyncio.sleep(PROGRESS_SECONDS)
+            line, now = self.progress(), time.monotonic()
+            if self._pipeline is None or (line == said and now - said_at < QUIET_PROGRESS_SECONDS):
+                continue
+            said, said_at = line, now
+            log.info(line, **{name: round(value, 2) for name, value in self._stats().items()})
+
+
+def engine_options(recipe: Recipe) -> dict[str, dict[str, Any]]:
+    """Return each model's engine options; where its stages differ, the first one counts."""
+    options: dict[str, dict[str, Any]] = {}
+    for stage in recipe.stages:
+        merged = options.setdefault(stage.model, {})
+        for name, value in stage.engine.items():
+            if merged.setdefault(name, value) != value:
+                log.warning(
+                    "stages of one model share its engine; the first one's option counts",
+                    stage=stage.name,
+                    option=name,
+                    used=merged[name],
+                )
+    return options

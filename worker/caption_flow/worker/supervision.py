@@ -1,0 +1,227 @@
+"""One engine, kept alive: requests go in, deaths are counted, and it is started again.
+
+The engine says that it died; this says who was in it, restarts it with backoff, and gives up after
+too many deaths without a single answer in between. It never decides what becomes of an item.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from typing import Final, Protocol
+
+import structlog
+from PIL import Image
+
+from caption_flow.worker.engines.base import (
+    Completion,
+    Engine,
+    EngineDied,
+    EngineError,
+    EngineUnavailable,
+    PreparedImage,
+    Request,
+    RequestRefused,
+)
+from caption_flow.worker.gate import Gate
+
+log = structlog.get_logger()
+
+MAX_RESTARTS: Final = 3
+"""Restarts within one run of trouble: until the engine answers something."""
+REQUEST_SECONDS: Final = 1800.0
+"""An engine that holds a request for longer is taken for dead: some die without saying so."""
+STOP_SECONDS: Final = 30.0
+
+
+class Rider(Protocol):
+    """Whoever has a request in the engine and wants to know when that dies."""
+
+    def engine_died(self, evidence: str) -> None:
+        """Note one death of an engine with a request of this rider in it."""
+        ...
+
+
+class SupervisedEngine:
+    """An `Engine` whose deaths are survived.
+
+    ``gate`` has as many slots as the engine wants requests; whoever asks holds a seat there.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        max_requests: int | None = None,
+        max_restarts: int = MAX_RESTARTS,
+        backoff_seconds: float = 1.0,
+        request_seconds: float = REQUEST_SECONDS,
+    ) -> None:
+        self._engine = engine
+        self._max_requests = max_requests
+        self._max_restarts = max_restarts
+        self._backoff_seconds = backoff_seconds
+        self._request_seconds = request_seconds
+        self._gate: Gate | None = None
+        self._in_flight: dict[asyncio.Task[Completion], Rider | None] = {}
+        self._up = asyncio.Event()
+        self._gone: EngineUnavailable | None = None
+        self._life = 0
+        self._troubles = 0
+        self._revival: asyncio.Task[None] | None = None
+        self.suspects: tuple[Rider, ...] = ()
+        """Who was in the engine when it last died with somebody in it."""
+
+    @property
+    def model(self) -> str:
+        """The model's name."""
+        return self._engine.model
+
+    @property
+    def gate(self) -> Gate:
+        """The gate before the engine; there is one only after `start`."""
+        if self._gate is None:
+            raise RuntimeError("the engine has not been started")
+        return self._gate
+
+    async def start(self) -> None:
+        """Load the model. Raises `EngineUnavailable`."""
+        await self._engine.start()
+        wanted = self._engine.requests_in_flight
+        self._gate = Gate(min(wanted, self._max_requests or wanted))
+        self._up.set()
+
+    async def stop(self) -> None:
+        """Stop reviving, and stop the engine."""
+        if self._revival is not None:
+            self._revival.cancel()
+            await asyncio.wait([self._revival])
+        await self._engine.stop()
+
+    def slots_for(self, requests: int, deaths: int) -> int:
+        """Return how many slots so many requests of an item with so many deaths take.
+
+        What was in a dying engine is first tried again in groups of the square root of the width,
+        so that a second death leaves few suspects; those are tried one at a time.
+        """
+        capacity = self.gate.capacity
+        match deaths:
+            case 0:
+                return min(capacity, requests)
+            case 1:
+                return min(capacity, max(requests, capacity // math.isqrt(capacity)))
+            case _:
+                return capacity
+
+    async def ask(self, request: Request, rider: Rider | None) -> Completion:
+        """Answer one request, once the engine is up.
+
+        Raises:
+            RequestRefused: this request cannot be answered.
+            EngineDied: the engine died; it is being started again, ask again.
+            EngineUnavailable: the engine is gone for good.
+
+        """
+        await self._up.wait()
+        if self._gone is not None:
+            raise self._gone
+        life = self._life
+        task = asyncio.create_task(self._engine.generate(request))
+        self._in_flight[task] = rider
+        try:
+            await asyncio.wait([task], timeout=self._request_seconds)
+            return self._outcome(task, life)
+        finally:
+            del self._in_flight[task]
+            if not task.done():
+                task.cancel()
+                task.add_done_callback(_forget_outcome)
+
+    async def prove(self) -> None:
+        """Return once the engine answers an innocent request.
+
+        Raises:
+            EngineUnavailable: it dies of that too, and is gone for good.
+
+        """
+        grey = PreparedImage(Image.new("RGB", (64, 64), "grey"), content_hash="0" * 32)
+        request = Request("proof", "Describe the image.", grey, {"max_tokens": 8})
+        while True:
+            try:
+                await self.ask(request, None)
+            except RequestRefused:
+                return
+            except EngineDied:
+                continue
+            return
+
+    def _outcome(self, task: asyncio.Task[Completion], life: int) -> Completion:
+        if not task.done():
+            raise self._died(f"no answer within {self._request_seconds:.0f} s", life)
+        if task.cancelled():
+            raise self._died("the engine aborted the request", life)
+        try:
+            completion = task.result()
+        except EngineDied as error:
+            raise self._died(str(error), life) from error
+        self._troubles = 0
+        return completion
+
+    def _died(self, evidence: str, life: int) -> EngineDied:
+        """Note the death, once for all that notice it, and begin the revival."""
+        if life == self._life:
+            self._life += 1
+            self._up.clear()
+            riders = {rider for task, rider in self._in_flight.items() if _is_lost(task)}
+            suspects = tuple(rider for rider in riders if rider is not None)
+            log.warning("engine died", model=self.model, reason=evidence, in_flight=len(suspects))
+            for rider in suspects:
+                rider.engine_died(evidence)
+            self.suspects = suspects or self.suspects
+            for task in self._in_flight:
+                task.cancel()
+            self._revival = asyncio.create_task(self._revive(evidence))
+        return EngineDied(evidence)
+
+    async def _revive(self, evidence: str) -> None:
+        while self._troubles < self._max_restarts:
+            self._troubles += 1
+            try:
+                await self._restart()
+            except EngineError as error:
+                evidence = str(error)
+                log.warning("engine does not start", model=self.model, reason=evidence)
+            except Exception as error:
+                # A task of its own: whatever went wrong ends here, and the engine with it.
+                log.exception("engine restart failed", model=self.model)
+                evidence = f"{type(error).__name__}: {error}"
+            else:
+                log.info("engine is up again", model=self.model)
+                self._up.set()
+                return
+        self._gone = EngineUnavailable(
+            f"the engine of {self.model} died and {self._max_restarts} restarts did not help: "
+            f"{evidence}"
+        )
+        self._up.set()
+
+    async def _restart(self) -> None:
+        try:
+            async with asyncio.timeout(STOP_SECONDS):
+                await self._engine.stop()
+        except TimeoutError:
+            log.warning("engine does not stop", model=self.model, seconds=STOP_SECONDS)
+        await asyncio.sleep(self._backoff_seconds * 2 ** (self._troubles - 1))
+        await self._engine.start()
+
+
+def _is_lost(task: asyncio.Task[Completion]) -> bool:
+    """Whether the request has no answer of its own."""
+    if not task.done() or task.cancelled():
+        return True
+    return isinstance(task.exception(), EngineDied)
+
+
+def _forget_outcome(task: asyncio.Task[Completion]) -> None:
+    if not task.cancelled():
+        task.exception()  # retrieved: asyncio would report it as lost
