@@ -1,0 +1,150 @@
+"""``caption-flow run --dry-run``: what a run would caption and ask. Writes nothing at all."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Final
+
+from caption_flow.cli.failures import EXIT_OK
+from caption_flow.cli.folders import for_people
+from caption_flow.cli.plan import Plan, note_on_recipe
+from caption_flow.cli.stores import storage_failures
+from caption_flow.orchestrator.assembly import scan_options
+from caption_flow.orchestrator.sources.local import SHARD, first_files
+from caption_flow.orchestrator.sources.scan import FoundFile
+from caption_flow.recipe.stages import Recipe
+from caption_flow.storage.catalog import Catalog
+from caption_flow.storage.database import open_for_reading
+from caption_flow.storage.reader import StorageReader
+
+_SHOWN_FILES: Final = 10
+_BATCH: Final = 1000
+
+
+@dataclass(slots=True)
+class Outlook:
+    """What a run would find: images to caption, done ones, and those that have a ``.txt``."""
+
+    wanted: int = 0
+    done: int = 0
+    left_out: int = 0
+    beyond_limit: int = 0
+    first: list[str] = field(default_factory=list)
+
+    @property
+    def total(self) -> int:
+        """Every image there is."""
+        return self.wanted + self.done + self.left_out + self.beyond_limit
+
+
+def dry_run(plan: Plan) -> int:
+    """Print what a run would caption and ask; return the exit code."""
+    with storage_failures(plan.data_dir):
+        outlook = look_ahead(plan)
+        note = note_on_recipe(plan.config)
+    for line in _report(plan, outlook):
+        print(line)
+    if note is not None:
+        print(f"Note: {note}")
+    return EXIT_OK
+
+
+def look_ahead(plan: Plan) -> Outlook:
+    """Sort the images of a dataset as a run would."""
+    known = _Known(plan)
+    outlook = Outlook()
+    files = first_files(plan.dataset, scan_options(plan.config.dataset))
+    with closing(known):
+        while batch := list(islice(files, _BATCH)):
+            indices = known.indices(batch)
+            for file in batch:
+                _count(outlook, plan, known, file, indices.get(file.path))
+    return outlook
+
+
+def _count(outlook: Outlook, plan: Plan, known: _Known, file: FoundFile, index: int | None) -> None:
+    if index is not None and index in known.done:
+        outlook.done += 1
+        return
+    if index is None:
+        if plan.existing == "skip" and plan.has_caption(file.path):
+            outlook.left_out += 1
+            return
+        if plan.limit is not None and known.listed >= plan.limit:
+            outlook.beyond_limit += 1
+            return
+        known.listed += 1
+    outlook.wanted += 1
+    if len(outlook.first) < _SHOWN_FILES:
+        outlook.first.append(for_people(os.fsdecode(file.path)))
+
+
+class _Known:
+    """What an earlier run has left: which images are listed, and which of those are done."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.listed = 0
+        self.done: set[int] = set()
+        self._catalog: Catalog | None = None
+        ledger = open_for_reading(plan.data_dir)
+        if ledger is None:
+            return
+        self._catalog = Catalog(plan.data_dir)
+        with closing(ledger):
+            query = "SELECT COALESCE(SUM(count), 0) FROM shards"
+            self.listed = int(ledger.execute(query).fetchone()[0])
+        with closing(StorageReader(plan.data_dir)) as reader:
+            for batch in reader.batches(None, ["item_index"]):
+                self.done.update(batch.column("item_index").to_pylist())
+
+    def indices(self, files: list[FoundFile]) -> dict[bytes, int]:
+        """Return the indices of those that are listed."""
+        if self._catalog is None:
+            return {}
+        found = self._catalog.find(SHARD, [file.path for file in files])
+        return {path: entry[0] for path, entry in found.items()}
+
+    def close(self) -> None:
+        if self._catalog is not None:
+            self._catalog.close()
+
+
+def _report(plan: Plan, outlook: Outlook) -> Iterator[str]:
+    yield (
+        f"Would caption {outlook.wanted:,} of the {outlook.total:,} images "
+        f"in {for_people(plan.dataset)}{':' if outlook.first else '.'}"
+    )
+    for name in outlook.first:
+        yield f"  {name}"
+    if outlook.wanted > len(outlook.first):
+        yield f"  … and {outlook.wanted - len(outlook.first):,} more"
+    if outlook.done:
+        yield f"{outlook.done:,} are done already."
+    if outlook.left_out:
+        yield f"{outlook.left_out:,} have a .txt already (--existing overwrite or append)."
+    if outlook.beyond_limit:
+        yield f"{outlook.beyond_limit:,} are beyond --limit {plan.limit}."
+    yield ""
+    yield from _questions(plan.config.recipe())
+    yield ""
+    yield f"Engine   {plan.engine}, {plan.workers}"
+    how = f"{plan.export_column}, --existing {plan.existing}"
+    yield f"Texts    {for_people(plan.destination)} ({how})"
+    yield f"Results  {for_people(plan.data_dir)}"
+
+
+def _questions(recipe: Recipe) -> Iterator[str]:
+    """Say what each stage asks, with outputs of earlier stages named where they will stand."""
+    outputs = recipe.no_outputs()
+    columns = {name: f"[column {name}]" for name in recipe.columns}
+    for number, stage in enumerate(recipe.stages, 1):
+        place = f"Stage {number} of {len(recipe.stages)}, " if len(recipe.stages) > 1 else ""
+        yield f"{place}{stage.name} asks {stage.model} for {stage.output_field}:"
+        for prompt in recipe.render(stage.name, outputs, columns):
+            yield f"  {prompt}"
+        texts = [f"[what {stage.name} says]"] * len(stage.prompts)
+        outputs = outputs.add(stage.name, stage.output_field, texts)

@@ -1,0 +1,87 @@
+"""What one run on this machine is to do, and what can be known to be wrong with it at once."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+from caption_flow.cli.folders import for_people, refuse_unwritable
+from caption_flow.config.orchestrator import OrchestratorConfig
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What one run is to do.
+
+    ``worker_arguments`` are those of ``caption-flow worker`` beside the connection; ``gpus`` has
+    one entry a worker, see `caption_flow.cli.gpus.choose_gpus`.
+    """
+
+    config: OrchestratorConfig
+    engine: str
+    worker_arguments: Sequence[str]
+    gpus: Sequence[str | None]
+    output: Path | None
+    existing: str
+    export_column: str
+    limit: int | None
+
+    @property
+    def dataset(self) -> Path:
+        """The folder of images."""
+        return Path(self.config.dataset.dataset_path)
+
+    @property
+    def data_dir(self) -> Path:
+        """The folder of the run's results."""
+        return self.config.storage.data_dir
+
+    @property
+    def destination(self) -> Path:
+        """Where the ``.txt`` files go."""
+        return self.output or self.dataset
+
+    def has_caption(self, path: bytes) -> bool:
+        """Tell whether an image's ``.txt`` is there already; ``path`` is within the dataset."""
+        stem = os.path.splitext(os.fsdecode(path))[0]  # noqa: PTH122
+        return os.path.lexists(self.destination / f"{stem}.txt")
+
+    @property
+    def workers(self) -> str:
+        """How many workers there will be and where they run, for people."""
+        count = f"{len(self.gpus)} worker{'s' if len(self.gpus) > 1 else ''}"
+        devices = ", ".join(gpu for gpu in self.gpus if gpu)
+        return f"{count} on GPU {devices}" if devices else f"{count} on the CPU"
+
+    def check_folders(self) -> None:
+        """End the command if results could not be written: else that would be found out last."""
+        refuse_unwritable(self.data_dir, "--data-dir DIR puts the results elsewhere")
+        refuse_unwritable(self.destination, "--output DIR puts the .txt files elsewhere")
+
+
+def note_on_recipe(config: OrchestratorConfig) -> str | None:
+    """Return a sentence if a run's folder has rows that another recipe made. Raises `StorageError`.
+
+    Rows stay as they are when the recipe changes; whoever changed it should not have to guess.
+    """
+    from caption_flow.storage.database import open_for_reading, read_meta  # noqa: PLC0415  -- lazy
+
+    data_dir = config.storage.data_dir
+    connection = open_for_reading(data_dir)
+    if connection is None:
+        return None
+    with closing(connection):
+        recipe = read_meta(connection, "recipe")
+        with closing(connection.execute("SELECT 1 FROM batches UNION SELECT 1 FROM parts")) as rows:
+            has_rows = rows.fetchone() is not None
+    if not has_rows or recipe in {None, config.recipe().fingerprint}:
+        return None
+    return (
+        "the model, prompts or sampling have changed since the last run: what is captioned already "
+        f"stays as it is, only the rest is asked in the new way; another data dir than "
+        f"{for_people(data_dir)} "
+        "captions everything anew"
+    )

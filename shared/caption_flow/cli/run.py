@@ -1,0 +1,278 @@
+"""``caption-flow run``: everything on this machine in one command."""
+
+from __future__ import annotations
+
+import os
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import typer
+
+from caption_flow.cli.configuration import load_or_refuse, worker_section
+from caption_flow.cli.engines import EngineKind, refuse_missing_engine, require_vllm
+from caption_flow.cli.failures import usage_error
+from caption_flow.cli.gpus import choose_gpus
+from caption_flow.cli.logs import configure_logging
+from caption_flow.cli.plan import Plan
+from caption_flow.config.orchestrator import OrchestratorConfig
+from caption_flow.config.vllm import SYNTHETIC_MODEL
+from caption_flow.config.worker import WorkerConfig
+
+DEFAULT_MODEL: Final = "Qwen/Qwen2.5-VL-3B-Instruct"
+DEFAULT_PROMPT: Final = "Describe this image in detail."
+DATA_FOLDER: Final = ".caption-flow"
+
+
+class Existing(StrEnum):
+    """What to do about images that have a caption file already."""
+
+    SKIP = "skip"
+    OVERWRITE = "overwrite"
+    APPEND = "append"
+
+
+def run(
+    path: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="FOLDER",
+            help="Folder of images; without it, the dataset of --config.",
+            show_default=False,
+        ),
+    ] = None,
+    prompt: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="TEXT",
+            help=f"What to ask about each image; may be repeated. [default: {DEFAULT_PROMPT}]",
+        ),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", help=f"Hub id or folder of the model. [default: {DEFAULT_MODEL}]"
+        ),
+    ] = None,
+    engine: Annotated[
+        EngineKind | None,
+        typer.Option(
+            metavar="ENGINE",
+            help="vllm, or synthetic (made up, to try things out); openai is not in this release. "
+            "[default: vllm]",
+        ),
+    ] = None,
+    base_url: Annotated[
+        str | None, typer.Option(metavar="URL", help="Of the openai engine.")
+    ] = None,
+    api_key: Annotated[
+        str | None, typer.Option(metavar="REF", help="Of the openai engine: env:NAME or file:PATH.")
+    ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Configuration with stages, sampling and more; options here win over it.",
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Folder for the .txt files. [default: beside the images]"),
+    ] = None,
+    data_dir: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help=f"Folder of the run's results. [default: {DATA_FOLDER}/NAME beside the dataset]",
+        ),
+    ] = None,
+    gpus: Annotated[
+        str | None,
+        typer.Option(metavar="LIST", help="all, none, or numbers such as 0,2. [default: all]"),
+    ] = None,
+    existing: Annotated[
+        Existing,
+        typer.Option(
+            metavar="HOW",
+            help="Images that have a .txt already: skip leaves them out, overwrite replaces it, "
+            "append adds to it.",
+        ),
+    ] = Existing.SKIP,
+    export_column: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FIELD",
+            help="Output field that goes into the .txt files. [default: the last stage's]",
+        ),
+    ] = None,
+    limit: Annotated[
+        int | None,
+        typer.Option(metavar="N", min=1, help="Caption at most this many images of the dataset."),
+    ] = None,
+    dry_run_only: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Show what would be captioned and asked, then stop."),
+    ] = False,
+    trust_remote_code: Annotated[
+        bool,
+        typer.Option("--trust-remote-code", help="Let models run their own code on this machine."),
+    ] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", help="Log more.")] = False,
+) -> None:
+    """Caption a folder of images, everything on this machine.
+
+    Starts an orchestrator and one worker per GPU, and writes a .txt beside each image. Results are
+    kept as Parquet in a folder beside the dataset, so that running the same command again goes on
+    where it stopped, and does nothing when everything is done. Ctrl-C stops cleanly; a second one
+    at once.
+
+    - `caption-flow run photos`
+    - `caption-flow run photos --prompt "List the objects." --prompt "Name the art style."`
+    - `caption-flow run photos --config configs/multi_stage.yaml`
+
+    An image that cannot be captioned is a failed row with its reason, and no reason to stop. Exit
+    codes: 0 done, or stopped by Ctrl-C; 1 the run failed, or not one image could be captioned;
+    2 something asked for cannot be; 130 stopped at once.
+    """
+    configure_logging("run", verbose=verbose, quiet=True)
+    if path is None and config is None:
+        usage_error("say what to caption: caption-flow run FOLDER (or --config FILE)")
+    refuse_missing_engine(engine)
+    worker = worker_section(config, engine)
+    loaded = _configuration(path, prompt, model, config, data_dir)
+    kind = _engine_kind(engine, worker, loaded)
+    refuse_missing_engine(kind)
+    if kind is EngineKind.SYNTHETIC:
+        loaded = _rehearsal(loaded, path if data_dir is None else None)
+    recipe = loaded.recipe()
+    if export_column is not None and export_column not in recipe.output_fields:
+        usage_error(
+            f"--export-column {export_column}: no stage fills it; there are "
+            f"{', '.join(recipe.output_fields)}"
+        )
+    plan = Plan(
+        config=loaded,
+        engine=str(kind),
+        worker_arguments=_worker_arguments(
+            kind, None if worker is None else config, base_url, api_key, trust_remote_code, verbose
+        ),
+        gpus=_gpus(gpus, worker, loaded),
+        output=output,
+        existing=existing.value,
+        export_column=export_column or recipe.stages[-1].output_field,
+        limit=limit,
+    )
+    raise typer.Exit(_carry_out(plan, dry_run_only))
+
+
+def _carry_out(plan: Plan, dry_run_only: bool) -> int:
+    # Only now: mistakes in what is asked for are answered before any of this is imported.
+    from caption_flow.orchestrator.assembly import check_dataset  # noqa: PLC0415
+    from caption_flow.orchestrator.sources.base import SourceError  # noqa: PLC0415
+
+    try:
+        check_dataset(plan.config.dataset)
+    except SourceError as error:
+        usage_error(error)
+    if dry_run_only:
+        from caption_flow.cli.dry_run import dry_run  # noqa: PLC0415
+
+        return dry_run(plan)
+    plan.check_folders()
+    if plan.engine == EngineKind.VLLM:
+        require_vllm(stage.model for stage in plan.config.recipe().stages)
+
+    from caption_flow.cli.local_run import LocalRun  # noqa: PLC0415
+
+    return LocalRun(plan).run()
+
+
+def _configuration(
+    path: Path | None,
+    prompts: list[str] | None,
+    model: str | None,
+    config: Path | None,
+    data_dir: Path | None,
+) -> OrchestratorConfig:
+    """Build the run's configuration from a file, if any, and what the command line says."""
+    overrides: dict[str, Any] = {"host": "127.0.0.1", "port": 0, "ssl": None, "auth": None}
+    if path is not None:
+        overrides["dataset"] = {"type": "local_filesystem", "dataset_path": str(path)}
+        # The path decides where results go, also when a file names another place.
+        overrides["storage.data_dir"] = str(data_dir or _data_dir_beside(path))
+    elif data_dir is not None:
+        overrides["storage.data_dir"] = str(data_dir)
+    if config is None:
+        overrides["vllm.model"] = model or DEFAULT_MODEL
+        overrides["vllm.inference_prompts"] = prompts or [DEFAULT_PROMPT]
+    else:
+        if model is not None:
+            overrides["vllm.model"] = model
+        if prompts:
+            overrides["vllm.inference_prompts"] = prompts
+            overrides["vllm.stages"] = None
+    return load_or_refuse(config, overrides)
+
+
+def _data_dir_beside(path: Path) -> Path:
+    """Return where the results of a folder go: a sibling, so that the dataset stays a dataset."""
+    folder = Path(os.path.abspath(path.expanduser()))  # noqa: PTH100  -- resolve() follows links
+    return folder.parent / DATA_FOLDER / (folder.name or "root")
+
+
+def _rehearsal(config: OrchestratorConfig, path: Path | None) -> OrchestratorConfig:
+    """Keep made-up texts from counting as done: no model is named, and results go elsewhere.
+
+    ``path`` is the dataset whose results would go beside it.
+    """
+    stages = tuple(stage.model_copy(update={"model": None}) for stage in config.vllm.stages)
+    vllm = config.vllm.model_copy(update={"model": SYNTHETIC_MODEL, "stages": stages})
+    storage = config.storage
+    if path is not None:
+        beside = _data_dir_beside(path)
+        elsewhere = beside.with_name(f"{beside.name}.synthetic")
+        storage = storage.model_copy(update={"data_dir": elsewhere})
+    return config.model_copy(update={"vllm": vllm, "storage": storage})
+
+
+def _engine_kind(
+    engine: EngineKind | None, worker: WorkerConfig | None, config: OrchestratorConfig
+) -> EngineKind:
+    if config.mock_results:  # the recipe's wish, which workers follow whatever their engine
+        return EngineKind.SYNTHETIC
+    if engine is not None:
+        return engine
+    return EngineKind.VLLM if worker is None else EngineKind(worker.engine.type)
+
+
+def _gpus(
+    asked: str | None, worker: WorkerConfig | None, config: OrchestratorConfig
+) -> list[str | None]:
+    if worker is not None and worker.gpu_id is not None:
+        if asked is not None:
+            usage_error("--gpus and worker.gpu_id of the file both say which GPU: drop one")
+        asked = str(worker.gpu_id)
+    stages = config.recipe().stages
+    return choose_gpus(asked, max(int(s.engine.get("tensor_parallel_size") or 1) for s in stages))
+
+
+def _worker_arguments(
+    kind: EngineKind,
+    config: Path | None,
+    base_url: str | None,
+    api_key: str | None,
+    trust_remote_code: bool,
+    verbose: bool,
+) -> list[str]:
+    arguments = ["--engine", str(kind)]
+    # What the machine's owner put into worker.yaml is for workers started by hand.
+    arguments += ["--no-config"] if config is None else ["--config", str(config)]
+    if base_url is not None:
+        arguments += ["--base-url", base_url]
+    if api_key is not None:
+        arguments += ["--api-key", api_key]
+    if trust_remote_code:
+        arguments.append("--trust-remote-code")
+    if verbose:
+        arguments.append("--verbose")
+    return arguments

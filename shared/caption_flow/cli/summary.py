@@ -1,0 +1,158 @@
+"""What a run has come to, in a few lines."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass, field
+from typing import Final
+
+import pyarrow.compute as pc
+
+from caption_flow.cli.folders import for_people
+from caption_flow.cli.plan import Plan
+from caption_flow.cli.progress_view import duration, rate
+from caption_flow.orchestrator.core.progress import Progress
+from caption_flow.storage.exporter.report import ExportReport
+from caption_flow.storage.reader import StorageReader
+
+_SHOWN_FAILURES: Final = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """One failed item and why."""
+
+    name: str
+    reason: str
+
+
+@dataclass(slots=True)
+class Findings:
+    """What the rows say: the first failures, and how many rows another recipe made."""
+
+    failures: list[Failure] = field(default_factory=list)
+    of_other_recipes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a run ended; ``left_out`` counts images that have a ``.txt`` and are not in the run.
+
+    ``loading_seconds`` passed before the first image was begun.
+    """
+
+    progress: Progress
+    left_out: int
+    seconds: float
+    loading_seconds: float
+    problem: str | None = None
+
+    @property
+    def new(self) -> int:
+        """Images done by this run."""
+        return self.progress.done - self.progress.before
+
+    @property
+    def complete(self) -> bool:
+        """Whether every image is captioned or failed."""
+        return self.progress.listed and self.progress.done == self.progress.total
+
+
+def look_at_rows(plan: Plan) -> Findings:
+    """Go over a run's rows. Raises `StorageError`."""
+    findings = Findings()
+    ours = plan.config.recipe().fingerprint
+    columns = ["filename", "status", "error", "recipe"]
+    with closing(StorageReader(plan.data_dir)) as reader:
+        for batch in reader.batches(None, columns) if reader.columns else ():
+            of_others = pc.sum(pc.not_equal(batch.column("recipe"), ours)).as_py()
+            findings.of_other_recipes += of_others or 0
+            failed = batch.filter(pc.equal(batch.column("status"), "failed"))
+            room = _SHOWN_FAILURES - len(findings.failures)
+            for row in failed.slice(0, room).to_pylist():
+                failure = Failure(for_people(row["filename"] or ""), for_people(row["error"]))
+                findings.failures.append(failure)
+    return findings
+
+
+def summary(
+    plan: Plan, outcome: Outcome, report: ExportReport | None, findings: Findings
+) -> Iterator[str]:
+    """Yield the lines that tell how it went."""
+    progress = outcome.progress
+    yield _headline(outcome)
+    if not progress.done and not outcome.left_out:
+        yield _line("logs", for_people(plan.data_dir / "logs"))
+        return
+    yield _line("captioned", f"{progress.captioned:,}")
+    yield _line("failed", f"{progress.failed:,}{_kinds(progress)}")
+    if outcome.left_out:
+        yield _line("left out", f"{outcome.left_out:,} have a .txt already (see --existing)")
+    if report is not None:
+        yield _line("texts", f"{for_people(plan.destination)}  ({report.summary()})")
+    if progress.done:
+        yield _line("results", f"{for_people(plan.data_dir / 'captions')}  (Parquet)")
+    if outcome.new or outcome.problem is not None:
+        yield _line("logs", for_people(plan.data_dir / "logs"))
+    yield from _failed(plan, progress, findings)
+    yield from _notes(report, findings)
+
+
+def _headline(outcome: Outcome) -> str:
+    progress, seconds = outcome.progress, outcome.seconds
+    if outcome.complete and not outcome.new:
+        if not progress.total:
+            return f"Nothing to do: all {outcome.left_out:,} images have a .txt already."
+        return f"Nothing to do: all {progress.total:,} images were done already."
+    took = duration(seconds) if seconds >= 10 else f"{seconds:.1f} s"
+    if outcome.complete:
+        images = f"{outcome.new:,} image{'' if outcome.new == 1 else 's'}"
+        return f"Done: {images} in {took}{_pace(outcome)}."
+    total = f"{progress.total:,}{'' if progress.listed else ' or more'}"
+    return (
+        f"Stopped after {took} with {progress.done:,} of {total} images done; "
+        "the same command goes on from here."
+    )
+
+
+def _pace(outcome: Outcome) -> str:
+    """Return the rate at which images were captioned, and how long that could not begin."""
+    working = max(outcome.seconds - outcome.loading_seconds, 0.1)
+    pace = rate(outcome.new / working)
+    if outcome.loading_seconds < max(5.0, outcome.seconds / 4):
+        return f" ({pace})"
+    return f" ({pace} once the model was loaded, which took {duration(outcome.loading_seconds)})"
+
+
+def _line(label: str, text: str) -> str:
+    return f"  {label:<10} {text}"
+
+
+def _kinds(progress: Progress) -> str:
+    kinds = ", ".join(f"{kind}: {n:,}" for kind, n in sorted(progress.failures.items()) if n)
+    return f"  ({kinds})" if kinds else ""
+
+
+def _failed(plan: Plan, progress: Progress, findings: Findings) -> Iterator[str]:
+    if not findings.failures:
+        return
+    yield "Failed:"
+    width = min(40, max(len(failure.name) for failure in findings.failures))
+    for failure in findings.failures:
+        yield f"  {failure.name:<{width}}  {failure.reason}"
+    if progress.failed > len(findings.failures):
+        yield f"  … and {progress.failed - len(findings.failures):,} more: rows with status failed"
+    data_dir = shlex.quote(for_people(plan.data_dir))
+    yield f"  (to try them again: caption-flow retry-failed --data-dir {data_dir})"
+
+
+def _notes(report: ExportReport | None, findings: Findings) -> Iterator[str]:
+    if findings.of_other_recipes:
+        yield (
+            f"Note: {findings.of_other_recipes:,} of these were asked for with another model, "
+            "other prompts or sampling, and stay so; another --data-dir captions them anew."
+        )
+    for problem in report.problems if report is not None else ():
+        yield f"Note: {for_people(problem)}"

@@ -1,0 +1,228 @@
+"""``caption-flow worker``: joins an orchestrator and captions what it is handed."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import sys
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import structlog
+import typer
+
+from caption_flow.cli.configuration import load_worker_or_refuse
+from caption_flow.cli.crew import PARENT_VARIABLE
+from caption_flow.cli.engines import refuse_missing_engine
+from caption_flow.cli.failures import CommandFailed, usage_error
+from caption_flow.cli.gpus import find_gpu
+from caption_flow.cli.logs import configure_logging
+from caption_flow.config.discovery import find_config
+from caption_flow.config.secret import SecretError
+from caption_flow.config.worker import WorkerConfig
+
+log = structlog.get_logger()
+
+
+def worker(
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Configuration, YAML or JSON; otherwise ./worker.yaml and the usual places.",
+        ),
+    ] = None,
+    server: Annotated[
+        str | None,
+        typer.Option(metavar="URL", help="The orchestrator: ws://HOST:PORT or wss://HOST:PORT."),
+    ] = None,
+    token: Annotated[
+        str | None,
+        typer.Option(metavar="REF", help="The worker's token: literal, env:NAME or file:PATH."),
+    ] = None,
+    name: Annotated[str | None, typer.Option(metavar="TEXT", help="What people see.")] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Most requests in the engine at once.")
+    ] = None,
+    engine: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ENGINE",
+            help="vllm, or synthetic (made-up texts); openai is not in this release.",
+        ),
+    ] = None,
+    base_url: Annotated[
+        str | None, typer.Option(metavar="URL", help="Of the openai engine.")
+    ] = None,
+    api_key: Annotated[
+        str | None, typer.Option(metavar="REF", help="Of the openai engine: env:NAME or file:PATH.")
+    ] = None,
+    no_verify_ssl: Annotated[
+        bool, typer.Option("--no-verify-ssl", help="Do not check the server's certificate.")
+    ] = False,
+    vllm: Annotated[
+        bool, typer.Option("--vllm", help="Accepted for compatibility; vLLM is the default.")
+    ] = False,
+    gpu_id: Annotated[
+        int | None, typer.Option(metavar="N", min=0, help="The GPU to use, by its number.")
+    ] = None,
+    precision: Annotated[
+        str | None,
+        typer.Option(metavar="DTYPE", help="dtype of the model: auto, float16, bfloat16, float32."),
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Model to use in place of the recipe's.")
+    ] = None,
+    when_finished: Annotated[
+        str | None,
+        typer.Option(
+            metavar="WHAT",
+            help="What to do when every item of the run is done or failed: "
+            "stay_connected, shutdown or post_exec_hook.",
+        ),
+    ] = None,
+    post_exec_hook: Annotated[
+        str | None,
+        typer.Option(metavar="COMMAND", help="Command to run then, with post_exec_hook."),
+    ] = None,
+    connect_seconds: Annotated[
+        float,
+        typer.Option(
+            metavar="SECONDS", min=0, help="How long to try to reach an orchestrator at the start."
+        ),
+    ] = 60.0,
+    trust_remote_code: Annotated[
+        bool,
+        typer.Option("--trust-remote-code", help="Let models run their own code on this machine."),
+    ] = False,
+    no_config: Annotated[
+        bool, typer.Option("--no-config", help="Look for no configuration in the usual places.")
+    ] = False,
+    exit_with_parent: Annotated[
+        bool,
+        typer.Option("--exit-with-parent", help="End when the process that started this ends."),
+    ] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", help="Log more.")] = False,
+) -> None:
+    """Join an orchestrator and caption what it hands out.
+
+    The token may also be in the environment, as CAPTIONFLOW_WORKER_TOKEN. Ctrl-C finishes what the
+    engine works on, gives the rest back and exits; a second one exits at once.
+    """
+    del vllm
+    configure_logging("worker", verbose=verbose)
+    refuse_missing_engine(engine)
+    path = config if no_config else find_config("worker", config, Path.cwd(), os.environ)
+    overrides: dict[str, Any] = {
+        key: value
+        for key, value in {
+            "server": server,
+            "token": token or _token_from_environment(path),
+            "name": name,
+            "gpu_id": gpu_id,
+            "engine.type": engine,
+            "engine.base_url": base_url,
+            "engine.api_key": api_key,
+            "verify_ssl": False if no_verify_ssl else None,
+            "when_finished": None if when_finished is None else when_finished.replace("-", "_"),
+            "post_exec_hook": post_exec_hook,
+            "vllm.dtype": precision,
+        }.items()
+        if value is not None
+    }
+    loaded = load_worker_or_refuse(path, overrides)
+    refuse_missing_engine(loaded.engine.type)
+    start(
+        loaded,
+        model=model or loaded.vllm.model,
+        batch_size=batch_size,
+        connect_seconds=connect_seconds,
+        trust_remote_code=trust_remote_code or loaded.vllm.trust_remote_code,
+        exit_with_parent=exit_with_parent,
+    )
+
+
+def _token_from_environment(path: Path | None) -> str | None:
+    variable = "CAPTIONFLOW_WORKER_TOKEN"
+    return f"env:{variable}" if path is None and os.environ.get(variable) else None
+
+
+def start(
+    config: WorkerConfig,
+    *,
+    model: str | None,
+    batch_size: int | None,
+    connect_seconds: float,
+    trust_remote_code: bool,
+    exit_with_parent: bool,
+) -> NoReturn:
+    """Run a worker in this process until it is done, and end the process with its exit code."""
+    if config.token is None:
+        usage_error(
+            "a token is needed: --token TOKEN, --token file:PATH, --token env:NAME, "
+            "or CAPTIONFLOW_WORKER_TOKEN in the environment"
+        )
+    try:
+        token = config.token.reveal()
+    except SecretError as error:
+        usage_error(f"the token: {error}")
+    if config.gpu_id is not None:
+        choose_gpu(config.gpu_id)
+
+    # Only now: whatever imports CUDA reads CUDA_VISIBLE_DEVICES once.
+    import uvloop  # noqa: PLC0415
+
+    from caption_flow.worker.service import WorkerSettings, run_worker  # noqa: PLC0415
+
+    settings = WorkerSettings(
+        server=config.server,
+        token=token,
+        name=config.name or socket.gethostname(),
+        engine=config.engine.type,
+        engine_settings=(
+            config.vllm.engine_keys() if config.engine.type == "vllm" else config.engine.options
+        ),
+        model=model,
+        batch_size=batch_size,
+        gpu_id=config.gpu_id,
+        connect_seconds=connect_seconds,
+        trust_remote_code=trust_remote_code,
+        verify_ssl=config.verify_ssl,
+        when_finished=config.when_finished,
+        post_exec_hook=config.post_exec_hook,
+        exit_with_parent=exit_with_parent,
+    )
+    if exit_with_parent and _is_orphan():
+        raise CommandFailed("the process that started this worker is gone")
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        code = runner.run(run_worker(settings))
+    # Everything is acknowledged and every engine is gone. The interpreter would take a second or
+    # more to tidy up, for torch and vLLM, what the end of the process frees anyway.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def _is_orphan() -> bool:
+    """Tell whether whoever started this has ended while it was being imported."""
+    parent = os.environ.get(PARENT_VARIABLE)
+    return parent is not None and parent != str(os.getppid())
+
+
+def choose_gpu(gpu_id: int) -> None:
+    """Make one GPU the only one this process sees; numbers count among those visible to it."""
+    # Numbers as nvidia-smi has them; CUDA's own put the fastest first.
+    os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if not visible:
+        os.environ["CUDA_VISIBLE_DEVICES"] = str(gpu_id)
+        return
+    devices = [device.strip() for device in visible.split(",")]
+    found = find_gpu(str(gpu_id), devices)
+    if found is None:
+        usage_error(
+            f"--gpu-id {gpu_id}: CUDA_VISIBLE_DEVICES={visible} lets this process see only "
+            f"{len(devices)} GPU(s)"
+        )
+    os.environ["CUDA_VISIBLE_DEVICES"] = found
