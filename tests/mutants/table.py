@@ -1,0 +1,478 @@
+"""One mutant for each promise: the smallest change of the source that breaks it. Data only.
+
+A mutant that survives is a promise nobody checks. When a line named here changes, change it here,
+too: `test_table.py` fails until every mutant fits again.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+CORE: Final = "orchestrator/caption_flow/orchestrator/core"
+SERVICE: Final = "orchestrator/caption_flow/orchestrator/service.py"
+STORAGE: Final = "shared/caption_flow/storage"
+OUTBOX: Final = "worker/caption_flow/worker/core/outbox.py"
+
+LEDGER_TESTS: Final = ("tests/unit/orchestrator", "tests/property/test_ledger.py")
+STORAGE_TESTS: Final = (
+    "tests/mutants/test_order_on_disk.py",
+    "tests/integration/storage/test_commits.py",
+    "tests/integration/storage/test_checkpoints.py",
+    "tests/integration/storage/test_ownership.py",
+)
+SERVICE_TESTS: Final = ("tests/integration/orchestrator/test_ending.py",)
+OUTBOX_TESTS: Final = ("tests/unit/worker/test_outbox.py", "tests/property/test_outbox.py")
+
+
+@dataclass(frozen=True, slots=True)
+class Mutant:
+    """``old``, which ``file`` contains exactly once, becomes ``new``; ``tests`` must fail then."""
+
+    name: str
+    promise: str
+    file: str
+    old: str
+    new: str
+    tests: tuple[str, ...]
+
+
+def _ledger(name: str, promise: str, module: str, old: str, new: str) -> Mutant:
+    return Mutant(name, promise, f"{CORE}/{module}.py", old, new, LEDGER_TESTS)
+
+
+def _storage(name: str, promise: str, module: str, old: str, new: str) -> Mutant:
+    return Mutant(name, promise, f"{STORAGE}/{module}.py", old, new, STORAGE_TESTS)
+
+
+def _outbox(name: str, promise: str, old: str, new: str) -> Mutant:
+    return Mutant(name, promise, OUTBOX, old, new, OUTBOX_TESTS)
+
+
+MUTANTS: Final[tuple[Mutant, ...]] = (
+    # ------------------------------------------------------------------ reports and commits
+    _ledger(
+        "done before durable",
+        "an item is terminal only when its row is on disk",
+        "ledger",
+        "return self._terminal\n",
+        "return self._terminal + self.committing\n",
+    ),
+    _ledger(
+        "duplicate accepted",
+        "a report counts once, however often it is sent",
+        "ledger",
+        "accepted = named & lease.granted & chunk.open",
+        "accepted = named & lease.granted",
+    ),
+    _ledger(
+        "foreign lease accepted",
+        "a worker can touch only its own leases",
+        "ledger",
+        'effects.append(ev.Refuse(event.session, f"lease {event.lease} is not yours"))\n'
+        "            return\n"
+        "        chunk = lease.chunk",
+        "pass\n        chunk = lease.chunk",
+    ),
+    _ledger(
+        "foreign lease given back",
+        "a worker can give back only its own leases",
+        "ledger",
+        'effects.append(ev.Refuse(event.session, f"lease {event.lease} is not yours"))\n'
+        "            return\n"
+        "        if not lease.live",
+        "pass\n        if not lease.live",
+    ),
+    _ledger(
+        "item outside the lease accepted",
+        "nothing is accepted that was not leased to whoever reports it",
+        "ledger",
+        "accepted = named & lease.granted & chunk.open",
+        "accepted = named & chunk.open",
+    ),
+    _ledger(
+        "item outside the chunk not refused",
+        "a report that names items out of reach closes its session",
+        "records",
+        "if smallest < self.first or max(items) >= self.first + self.count:",
+        "if smallest < self.first:",
+    ),
+    _ledger(
+        "unknown lease acknowledged at once",
+        "an acknowledgement passes through the disk's queue, whatever is accepted",
+        "ledger",
+        "effects.append(\n                ev.Commit(_NO_TICKET, ",
+        "str(\n                ev.Commit(_NO_TICKET, ",
+    ),
+    _ledger(
+        "rejected rows forgotten",
+        "items whose rows were not acceptable are done again",
+        "ledger",
+        "self._backlog.put(Piece(commit.chunk, commit.mask))",
+        "pass",
+    ),
+    _ledger(
+        "late report leaves its item waiting",
+        "what has been reported is handed out to nobody",
+        "ledger",
+        "self._backlog.withdraw(chunk, mask)",
+        "pass",
+    ),
+    _ledger(
+        "late report leaves its item leased",
+        "the first report wins: nobody else goes on with its items",
+        "ledger",
+        "if other.mask & mask:",
+        "if other.mask & mask & 0:",
+    ),
+    # ------------------------------------------------------------------ leases
+    _ledger(
+        "lease never expires",
+        "a lease ends when its worker is silent for lease_seconds",
+        "roster",
+        "if session.heard_at <= moment]",
+        "if session.heard_at <= moment - 1e9]",
+    ),
+    _ledger(
+        "messages do not renew",
+        "any message renews what its worker holds",
+        "roster",
+        "session.heard_at = now",
+        "session.heard_at = session.heard_at",
+    ),
+    _ledger(
+        "remainder lost on expiry",
+        "what a lost worker had not finished is leased again",
+        "ledger",
+        "self._wait(lease, left & ~half, attempts)",
+        "self._wait(lease, 0, attempts)",
+    ),
+    _ledger(
+        "finished items leased again",
+        "what a lost worker had finished stays finished",
+        "book",
+        "left = lease.mask & ~lease.chunk.held(besides=lease)",
+        "left = lease.granted & ~lease.chunk.held(besides=lease)",
+    ),
+    _ledger(
+        "reconnect forgets leases",
+        "a session that returns in time keeps what it holds",
+        "ledger",
+        "if lease.id not in event.holds:",
+        "if lease.id:",
+    ),
+    _ledger(
+        "unnamed lease kept",
+        "what a returning worker does not name is handed out again",
+        "ledger",
+        "if lease.id not in event.holds:",
+        "if not lease.id:",
+    ),
+    _ledger(
+        "granted while paused",
+        "nothing is handed out while the run is paused",
+        "ledger",
+        "if self._roster.is_anyone_hungry and not self._paused:",
+        "if self._roster.is_anyone_hungry:",
+    ),
+    _ledger(
+        "question without an answer",
+        "every question for work is answered",
+        "ledger",
+        "effects.append(ev.Wait(name, self.policy.lease_seconds / 3))",
+        "pass",
+    ),
+    # ------------------------------------------------------------------ the tail
+    _ledger(
+        "trimmed items in two leases",
+        "items that are moved to another worker are no longer the first one's",
+        "book",
+        "effects.append(lease.trim(lease.mask & mask))\n        self.shrink(lease, mask, effects)",
+        "effects.append(lease.trim(lease.mask & mask))",
+    ),
+    _ledger(
+        "begun items taken",
+        "nobody's begun items are given away while it works on them",
+        "tail",
+        "begun = max(1, session.width)",
+        "begun = 0",
+    ),
+    _ledger(
+        "next items taken",
+        "what is moved is what its worker would have begun last",
+        "tail",
+        "offer = self.offers[-1]\n",
+        "offer = self.offers[0]\n",
+    ),
+    _ledger(
+        "straggler waited for",
+        "items that take long are done a second time when others are idle",
+        "tail",
+        "elif gone or now - lease.progress_at >= policy.straggler_seconds:",
+        "elif gone:",
+    ),
+    _ledger(
+        "steady worker taken for a straggler",
+        "who brings results is no straggler, however old its lease",
+        "ledger",
+        "lease.progress_at = now",
+        "pass",
+    ),
+    _ledger(
+        "busy workers trade items",
+        "nothing is moved to a worker that has as much to do",
+        "tail",
+        "if session.left and (not spare.moved or -items <= session.left):",
+        "if session.left and not spare.moved:",
+    ),
+    _ledger(
+        "vanished worker waited for",
+        "idle workers share what a disconnected one holds",
+        "tail",
+        "elif gone or now - lease.progress_at >= policy.straggler_seconds:",
+        "elif now - lease.progress_at >= policy.straggler_seconds:",
+    ),
+    _ledger(
+        "moved items remembered twice",
+        "after a restart nobody holds what was moved away from it",
+        "book",
+        "effects.append(lease.remember(lease.mask & ~mask | reported))",
+        "assert reported >= 0",
+    ),
+    # ------------------------------------------------------------------ poison
+    _ledger(
+        "lost leases are not halved",
+        "a lost lease's remainder is leased again in halves",
+        "ledger",
+        "half = lowest(left, (left.bit_count() + 1) // 2)",
+        "half = left",
+    ),
+    _ledger(
+        "quarantined in company",
+        "an item is quarantined only when nothing else can be to blame",
+        "ledger",
+        "if lease.isolated and left.bit_count() == 1:",
+        "if attempts >= self.policy.max_attempts and left.bit_count() == 1:",
+    ),
+    _ledger(
+        "quarantined too early",
+        "an item has max_attempts attempts",
+        "records",
+        "return attempts >= max(1, self.max_attempts - 1)",
+        "return attempts >= max(1, self.max_attempts - 2)",
+    ),
+    _ledger(
+        "quarantined too late",
+        "an item that kills its workers is given up after max_attempts",
+        "records",
+        "return attempts >= max(1, self.max_attempts - 1)",
+        "return attempts >= self.max_attempts",
+    ),
+    _ledger(
+        "suspects leased in company",
+        "a suspected piece is leased to a worker that holds nothing else",
+        "backlog",
+        "if session.holds_isolated:",
+        "if session.holds_isolated and False:",
+    ),
+    _ledger(
+        "blamed for leaving politely",
+        "a lease that is given back in peace blames nobody",
+        "ledger",
+        "self._wait(lease, self._book.end(lease, effects, why, now), lease.attempts)",
+        "self._wait(lease, self._book.end(lease, effects, why, now), lease.attempts + 1)",
+    ),
+    _ledger(
+        "blamed for a restart",
+        "an orchestrator's restart blames nobody",
+        "ledger",
+        "if session.known:",
+        "if session:",
+    ),
+    _ledger(
+        "neighbours of a suspect blamed",
+        "an engine's death blames those that were in it",
+        "ledger",
+        "if event.suspects:",
+        "if not event.suspects:",
+    ),
+    # ------------------------------------------------------------------ the end
+    _ledger(
+        "end announced before the listing ends",
+        "the end is told when no more items can come",
+        "ledger",
+        "return self._listing.finished and self._terminal == self._listing.found",
+        "return self._terminal == self._listing.found",
+    ),
+    _ledger(
+        "end announced before it is durable",
+        "the end is told when every item is durable",
+        "ledger",
+        "return self._listing.finished and self._terminal == self._listing.found",
+        "return self._listing.finished and not self.pending + self.leased",
+    ),
+    _ledger(
+        "latecomer not told",
+        "who joins after the end is told of it",
+        "ledger",
+        "effects.append(ev.Finish(session.id))",
+        "pass",
+    ),
+    # ------------------------------------------------------------------ restarts, reopening
+    _ledger(
+        "restore forgets terminal items",
+        "what is durable is never done again",
+        "listing",
+        "shard.uncut = RangeSet(done.gaps(shard.count))",
+        "shard.uncut = RangeSet([(0, shard.count)])",
+    ),
+    _ledger(
+        "lease numbers used again",
+        "a late report never meets a new lease of the same number",
+        "book",
+        "self._lease_ids = counter(first_lease)",
+        "self._lease_ids = counter(1)",
+    ),
+    _ledger(
+        "leased items handed out after a restart",
+        "leases survive an orchestrator's restart",
+        "listing",
+        "self._take(name, shard, start, stop)\n        return claimed",
+        "pass\n        return claimed",
+    ),
+    _ledger(
+        "restored chunk too short",
+        "results on a lease that survived a restart are not refused",
+        "ledger",
+        "chunk.count = max(chunk.count, count)",
+        "chunk.count = min(chunk.count, count)",
+    ),
+    _ledger(
+        "unfinished items reopened",
+        "only terminal items are reopened",
+        "ledger",
+        "done.remove(start, stop)",
+        "pass",
+    ),
+    _ledger(
+        "reopened items forgotten",
+        "reopened items are done again",
+        "listing",
+        "shard.uncut.update(RangeSet(done.within(0, shard.count)))",
+        "pass",
+    ),
+    # ------------------------------------------------------------------ on disk
+    _storage(
+        "written off before it is committed",
+        "a write is reported done only after its commit",
+        "writer",
+        "        trouble = self._apply(good)\n"
+        "        self._report([(future, rejected.get(future, trouble)) for _, future in group])",
+        "        self._report([(future, rejected.get(future)) for _, future in group])\n"
+        "        self._apply(good)",
+    ),
+    _storage(
+        "commits that power loss takes back",
+        "what is committed survives the loss of power",
+        "database",
+        "PRAGMA synchronous = FULL",
+        "PRAGMA synchronous = NORMAL",
+    ),
+    _storage(
+        "one bad write takes others with it",
+        "a write that is not acceptable is dropped alone",
+        "writer",
+        "                rejected[future] = error\n            else:",
+        "                rejected[future] = error\n            if not rejected:",
+    ),
+    _storage(
+        "rows that nobody accepted stored",
+        "of a batch, only the accepted rows are stored",
+        "writes",
+        "rows = rows.take(pa.array(self.accepted))",
+        "rows = rows.slice(0)",
+    ),
+    _storage(
+        "rows of other items stored",
+        "a row is stored for the item it was accepted for",
+        "writes",
+        'if tuple(rows.column("item_index").to_pylist()) != self.items:',
+        "if rows.num_rows != len(self.items):",
+    ),
+    _storage(
+        "rows deleted that no part holds",
+        "results committed during a checkpoint are in the next one",
+        "writes",
+        "DELETE FROM batches WHERE batch <= ?",
+        "DELETE FROM batches WHERE batch >= 0 OR batch <= ?",
+    ),
+    _storage(
+        "part recorded before it is on disk",
+        "a part is durable before the ledger names it",
+        "parts",
+        "            os.fsync(file.fileno())\n    except",
+        "    except",
+    ),
+    _storage(
+        "part named before its rename is durable",
+        "the folder is synced before the ledger names a part",
+        "parts",
+        "fsync_folder(folder)\n    return Part(",
+        "return Part(",
+    ),
+    _storage(
+        "half a part under its final name",
+        "a part gets its name only when it is whole",
+        "parts",
+        'temporary = folder / f".{final.stem}.tmp"',
+        "temporary = final",
+    ),
+    _storage(
+        "openings are not counted",
+        "each orchestrator has lease numbers of its own",
+        "store",
+        'int(read_meta(connection, "incarnation") or 0) + 1',
+        'int(read_meta(connection, "incarnation") or 1)',
+    ),
+    Mutant(
+        "acknowledged before the commit",
+        "an acknowledgement says that rows are durable",
+        SERVICE,
+        "        future.add_done_callback(partial(self._committed, effect, write, link))",
+        "        future.add_done_callback(partial(self._committed, effect, write, link))\n"
+        "        if link is not None:\n"
+        "            link.outgoing.acknowledge(effect.seq)",
+        SERVICE_TESTS,
+    ),
+    # ------------------------------------------------------------------ the worker's outbox
+    _outbox(
+        "unacknowledged rows not sent again",
+        "after a reconnect everything unacknowledged leaves again",
+        "self._sent = self._acknowledged",
+        "self._sent = self._sealed",
+    ),
+    _outbox(
+        "rows forgotten when they leave",
+        "a row stays until it is acknowledged",
+        "self._batches.append(batch)",
+        "self._rows -= len(batch.rows)",
+    ),
+    _outbox(
+        "no back-pressure",
+        "an outbox that is full makes the pipeline wait",
+        "return max(0, self._capacity_rows - self._rows)",
+        "return self._capacity_rows",
+    ),
+    _outbox(
+        "no window",
+        "a slow orchestrator fills the outbox, not the socket",
+        "while len(self._batches) < self._window and (",
+        "while (",
+    ),
+    _outbox(
+        "new rows before old ones",
+        "batches leave in the order of their numbers",
+        "leaving = [batch for batch in self._batches if batch.seq > self._sent]",
+        "leaving = [batch for batch in reversed(self._batches) if batch.seq > self._sent]",
+    ),
+)
