@@ -111,6 +111,12 @@ def _damaged(folder: Path) -> None:
     (folder / "results" / "ledger.sqlite3").write_bytes(b"damaged " * 4096)
 
 
+def _links_to_photos(folder: Path) -> None:
+    _photos(folder)
+    (folder / "docs").mkdir()
+    (folder / "docs" / "photos").symlink_to(folder / "photos")
+
+
 def _without_vllm(folder: Path) -> None:
     """Lay out everything that is installed but vLLM."""
     _photos(folder)
@@ -154,6 +160,11 @@ DATASETS = {
         ("run", "docs", *SYNTHETIC),
         ["there is no image in docs or below it"],
         given=_file("docs/readme.md", "words"),
+    ),
+    "a folder of links": Mistake(
+        ("run", "docs", *SYNTHETIC),
+        [r"there is no image in docs or below it; links are left out \(follow_symlinks: false\)"],
+        given=_links_to_photos,
     ),
     "a file in place of a folder": Mistake(
         ("run", "photos/000.png", *SYNTHETIC),

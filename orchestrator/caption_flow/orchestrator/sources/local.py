@@ -219,9 +219,17 @@ def _nothing_in(root: Path, options: ScanOptions) -> str:
     hints = []
     if not options.recursive:
         hints.append("sub-folders are left out (recursive: false)")
-    if not options.follow_symlinks:
+    if not options.follow_symlinks and _has_links(root):
         hints.append("links are left out (follow_symlinks: false)")
     if options.include or options.exclude:
         hints.append("patterns leave files out (include, exclude)")
     hint = f"; {' and '.join(hints)}" if hints else ""
     return f"there is no image in {root} or below it{hint}"
+
+
+def _has_links(root: Path) -> bool:
+    return any(
+        os.path.islink(os.path.join(folder, name))  # noqa: PTH114, PTH118  -- names of any bytes
+        for folder, folders, files in os.walk(root)
+        for name in (*folders, *files)
+    )
