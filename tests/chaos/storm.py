@@ -184,7 +184,6 @@ class Storm:
         await self._lead_again()
 
     async def _lead_again(self) -> None:
-        self.witness.orchestrator_restarted()
         self._leader = await self.fleet.orchestrator()
 
     async def _check_what_was_promised(self) -> None:
@@ -342,7 +341,6 @@ class Storm:
             "done twice": f"{witness.done_twice} (held item by item; at most "
             f"{figures.in_flight.total()} in flight at kills and faults and "
             f"{witness.shared.total()} shared near the end)",
-            "late results under forgotten leases": witness.forgotten.total(),
             "wall time": f"{took:.1f} s",
         }
         return "\n".join(f"  {name:42} {value}" for name, value in lines.items())

@@ -10,7 +10,7 @@ equalities: an implication would let a ledger pass that does nothing.
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from hypothesis import Phase, settings
 from hypothesis import strategies as st
@@ -55,14 +55,14 @@ class Worker:
     heard_at: float = 0.0
     known: bool = True
     """Whether this orchestrator has seen it."""
-    width: int = 0
-    """What the orchestrator knows of it: nothing for a session that it has forgotten."""
     leases: dict[int, tuple[str, tuple[int, ...]]] = field(default_factory=dict)
     """Every lease it ever got: it may finish items of any of them at any time."""
     outbox: list[Batch] = field(default_factory=list)
     sent: int = 0
     """How many batches of the outbox have left on this connection."""
     told_finished: bool = False
+    recalled: bool = False
+    """Whether it was asked to give something up, and has not answered."""
 
 
 @dataclass
@@ -73,19 +73,6 @@ class Held:
     shard: str
     items: set[int]
     progress_at: float
-
-
-@dataclass
-class Before:
-    """Who held what when an event came, in the order in which it was granted."""
-
-    items: list[tuple[str, int, int]]
-    """Worker, lease, item."""
-
-    def begun(self, worker: Worker) -> set[tuple[int, int]]:
-        """Return what a worker had begun: as many items as it is wide, lease by lease."""
-        ours = [(lease, item) for name, lease, item in self.items if name == worker.name]
-        return set(ours[: max(1, worker.width)])
 
 
 class LedgerMachine(RuleBasedStateMachine):
@@ -134,27 +121,34 @@ class LedgerMachine(RuleBasedStateMachine):
     # -------------------------------------------------------------- the shell
 
     def feed(self, event: ev.Event) -> list[ev.Effect]:
-        before = Before(
-            [(h.worker, lease, i) for lease, h in self.held.items() for i in sorted(h.items)]
-        )
         effects = self.ledger.handle(event, now=self.now)
-        regranted = {effect.items for effect in effects if isinstance(effect, ev.Grant)}
         for effect in effects:
-            if isinstance(effect, ev.Trim):
-                self.trimmed(effect, before, moved=effect.items in regranted)
-            else:
-                self.apply(effect)
+            self.apply(effect)
         return effects
 
-    def apply(self, effect: ev.Effect) -> None:
+    def apply(  # noqa: C901, PLR0912  -- one match over all effects
+        self, effect: ev.Effect
+    ) -> None:
         match effect:
             case ev.Grant():
                 self.granted(effect)
             case ev.Remember():
                 self.disk.leases[effect.lease] = stored(effect)
-            case ev.ForgetLease(lease):
-                self.disk.leases.pop(lease, None)
+            case ev.EndLease(lease):
+                self.disk.leases[lease] = replace(self.disk.leases[lease], live=False)
                 self.held.pop(lease, None)
+            case ev.ForgetLease(lease):
+                del self.disk.leases[lease]
+                assert lease not in self.held
+            case ev.Trim(session, lease, items):
+                if lease in self.held:
+                    assert self.held[lease].worker == session
+                    self.held[lease].items -= set(items)
+            case ev.Recall(session):
+                worker = self.workers[session]
+                assert worker.connection, "asked a session that is not there"
+                assert not worker.recalled, "asked again before it has answered"
+                worker.recalled = True
             case ev.Commit():
                 self.submit(effect, self.workers[effect.session].connection)
             case ev.CommitQuarantine():
@@ -167,14 +161,6 @@ class LedgerMachine(RuleBasedStateMachine):
                 raise AssertionError("an honest worker was refused: " + effect.reason)
             case _:
                 assert isinstance(effect, ev.Wait)
-
-    def trimmed(self, effect: ev.Trim, before: Before, *, moved: bool) -> None:
-        silent = self.now - self.workers[effect.session].heard_at >= self.policy.lease_seconds
-        if moved and not silent:
-            begun = before.begun(self.workers[effect.session])
-            assert begun.isdisjoint((effect.lease, item) for item in effect.items), "was begun"
-        if effect.lease in self.held:
-            self.held[effect.lease].items -= set(effect.items)
 
     def granted(self, effect: ev.Grant) -> None:
         worker = self.workers[effect.session]
@@ -245,17 +231,54 @@ class LedgerMachine(RuleBasedStateMachine):
 
     @rule(name=st.sampled_from(NAMES), forget=st.sampled_from([False, False, True]))
     def join(self, name: str, forget: bool) -> None:
+        """Connect again: with whatever it was ever given, or with nothing."""
+        self.reconnect(name, {} if forget else {k: v[1] for k, v in self.leases_of(name).items()})
+
+    @rule(name=st.sampled_from(NAMES), data=st.data())
+    def join_with_less(self, name: str, data: st.DataObject) -> None:
+        """Connect again after giving something up that the orchestrator has not heard of."""
+        lost = data.draw(st.sets(st.integers(0, 16)))
+        named = {
+            lease: tuple(item for item in items if item not in lost)
+            for lease, (_, items) in self.leases_of(name).items()
+        }
+        for lease, held in self.held.items():
+            if held.worker == name:
+                held.items &= set(named.get(lease, ()))
+        self.reconnect(name, named)
+
+    def leases_of(self, name: str) -> dict[int, tuple[str, tuple[int, ...]]]:
+        return self.workers[name].leases if name in self.workers else {}
+
+    def reconnect(self, name: str, holds: dict[int, tuple[int, ...]]) -> None:
         worker = self.workers.setdefault(name, Worker(name))
         self.connections += 1
-        worker.connection, worker.sent = self.connections, 0
+        worker.connection, worker.sent, worker.recalled = self.connections, 0, False
         worker.heard_at, worker.known = self.now, True
-        self.feed(ev.SessionJoined(name, name, () if forget else tuple(worker.leases)))
+        self.feed(ev.SessionJoined(name, name, holds))
 
-    @rule(name=st.sampled_from(NAMES), chunks=st.integers(1, 3), width=st.integers(0, 4))
-    def want(self, name: str, chunks: int, width: int) -> None:
+    @rule(name=st.sampled_from(NAMES), data=st.data())
+    def answer_a_recall(self, name: str, data: st.DataObject) -> None:
+        """Give up some of what is held, or nothing; now and then unasked, or what is not held."""
         worker = self.here(name)
-        worker.width = width
-        effects = self.feed(ev.Wanted(name, chunks, width))
+        given: dict[int, tuple[int, ...]] = {}
+        for lease in sorted(worker.leases)[-3:]:
+            items = worker.leases[lease][1]
+            given[lease] = tuple(data.draw(st.lists(st.sampled_from(items), max_size=4)))
+            if lease in self.held:
+                self.held[lease].items -= set(given[lease])
+        worker.recalled = False
+        self.feed(ev.Recalled(name, given))
+
+    @rule(
+        name=st.sampled_from(NAMES),
+        chunks=st.integers(1, 3),
+        width=st.integers(0, 4),
+        idle=st.sampled_from([0, 0, 3]),
+    )
+    def want(self, name: str, chunks: int, width: int, idle: int) -> None:
+        self.here(name)
+        effects = self.feed(ev.Wanted(name, chunks, width, idle))
         kinds = {type(e) for e in effects if getattr(e, "session", None) == name}
         assert kinds & {ev.Grant, ev.Wait, ev.Finish}, "no answer"
         assert not (self.ledger.paused and ev.Grant in kinds), "granted while paused"
@@ -319,11 +342,10 @@ class LedgerMachine(RuleBasedStateMachine):
     def disappear(self, name: str, politely: bool) -> None:
         worker = self.workers[name]
         if worker.connection:
-            worker.connection = 0
+            worker.connection, worker.recalled = 0, False
             effects = self.feed(ev.SessionLeft(name) if politely else ev.SessionDropped(name))
             self.check_quarantines(effects, set())
             if politely:
-                worker.width = 0
                 assert not any(held.worker == name for held in self.held.values())
 
     # -------------------------------------------------------------- blame
@@ -357,9 +379,6 @@ class LedgerMachine(RuleBasedStateMachine):
                         self.lose(held.shard, held.items)
         effects = self.feed(ev.Ticked())
         self.check_quarantines(effects, alone)
-        for worker in self.workers.values():
-            if not worker.connection and self.now - worker.heard_at >= self.policy.lease_seconds:
-                worker.width = 0
         for held in self.held.values():
             silent = self.now - self.workers[held.worker].heard_at
             assert silent < self.policy.lease_seconds, "a lease outlives its worker"
@@ -399,14 +418,14 @@ class LedgerMachine(RuleBasedStateMachine):
         worker = self.workers[write.session]
         worker.outbox = [batch for batch in worker.outbox if batch.seq != write.seq]
         if worker.connection == connection:
-            worker.connection = 0
+            worker.connection, worker.recalled = 0, False
             self.feed(ev.SessionDropped(worker.name))
         worker.sent = 0
 
     @rule(name=st.sampled_from(NAMES))
     def ask_while_paused(self, name: str) -> None:
         self.feed(ev.Paused())
-        self.want(name, 1, 1)
+        self.want(name, 1, 1, 0)
         self.feed(ev.Resumed())
 
     @rule(shard=st.sampled_from("ab"), items=st.sets(st.integers(0, 20), max_size=6))
@@ -438,16 +457,19 @@ class LedgerMachine(RuleBasedStateMachine):
         self.ledger.restore(terminal, self.disk.counts, leases, now=self.now)
         for worker in self.workers.values():
             worker.connection, worker.known, worker.heard_at = 0, False, self.now
-            worker.width = 0
+            worker.recalled = False
         self.held.clear()
         self.credit.clear()
         for lease in leases:
-            if self.ledger.is_live(lease.lease):
-                left = {i for i in lease.items if (lease.shard, i) not in self.disk.rows}
-                self.held[lease.lease] = Held(lease.session, lease.shard, left, self.now)
+            left = {i for i in lease.items if (lease.shard, i) not in self.disk.rows}
+            assert self.ledger.knows(lease.lease) == bool(left), "kept, or not, without a reason"
+            if left:
                 self.credit[lease.lease] = {(lease.shard, item) for item in lease.items}
             else:
                 del self.disk.leases[lease.lease]
+            if left and lease.live:
+                self.held[lease.lease] = Held(lease.session, lease.shard, left, self.now)
+            assert self.ledger.is_live(lease.lease) == (lease.lease in self.held)
         for name in sorted(back):
             self.join(name, forget=False)
 
@@ -519,6 +541,7 @@ def stored(effect: ev.Grant | ev.Remember) -> StoredLease:
         effect.chunk_first,
         effect.chunk_count,
         effect.items,
+        effect.live if isinstance(effect, ev.Remember) else True,
     )
 
 

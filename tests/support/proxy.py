@@ -21,10 +21,10 @@ from caption_flow.protocol.messages import (
     Grant,
     Heartbeat,
     Hello,
+    Recalled,
     Release,
     Results,
     Trim,
-    Welcome,
 )
 
 _BLOCK: Final = 2**16
@@ -92,8 +92,6 @@ class _SessionSeen:
     batches: dict[int, tuple[int, ...]] = field(default_factory=dict)
     """Items by sequence number, until acknowledged."""
     acknowledged: set[int] = field(default_factory=set)
-    ours: set[int] = field(default_factory=set)
-    """Leases that the orchestrator told this connection to be the worker's."""
 
 
 class Witness:
@@ -105,13 +103,7 @@ class Witness:
         self.works: dict[int, set[tuple[str, int]]] = defaultdict(set)
         """By item: each (session, lease) that brought a result for it, resends not counted."""
         self.shared: Counter[int] = Counter()
-        """By item: how often it was taken from a worker to be given to another near the end."""
-        self.forgotten: Counter[int] = Counter()
-        """By item: results under a lease that was over before the orchestrator was restarted.
-
-        Nobody remembers such a lease. Its rows are acknowledged so that the worker forgets them,
-        and not taken: whoever has the item now brings it.
-        """
+        """By item: how often a worker that held it was told that another has done it."""
         self.granted = 0
         """Items granted, each as often as it was."""
         self.stats: dict[str, dict[str, float]] = {}
@@ -120,8 +112,6 @@ class Witness:
         """When a session last sent results, by the loop's clock."""
         self.at_next_ack: Callable[[], None] | None = None
         """Called once, the moment an acknowledgement leaves the orchestrator."""
-        self._granted_by: dict[int, int] = {}
-        self._orchestrators = 0
         self.finished_at: dict[str, float] = {}
         """When a session was first told that the run is finished, by the loop's clock."""
 
@@ -141,10 +131,6 @@ class Witness:
         """Note that nobody will speak for a session any more."""
         self.sessions[session].granted.clear()
 
-    def orchestrator_restarted(self) -> None:
-        """Note that another orchestrator answers from now on."""
-        self._orchestrators += 1
-
     def heard_worker(self, session: str, message: object) -> None:
         """Take a message of a worker."""
         seen = self.sessions[session]
@@ -152,13 +138,13 @@ class Witness:
             case Results(seq, lease, items):
                 self.last_result_at[session] = asyncio.get_running_loop().time()
                 seen.batches[seq] = items
-                if lease not in seen.ours and self._granted_by[lease] < self._orchestrators:
-                    seen.batches[seq] = ()
-                    self.forgotten.update(items)
                 for item in items:
                     self.works[item].add((session, lease))
             case Release(lease):
                 seen.granted.pop(lease, None)
+            case Recalled(leases):
+                for lease, items in leases.items():
+                    seen.granted[lease] -= set(items)
             case Heartbeat(stats):
                 self.stats[session] = stats
             case _:
@@ -168,8 +154,6 @@ class Witness:
         """Take a message to a worker."""
         seen = self.sessions[session]
         match message:
-            case Welcome():
-                seen.ours = set(message.leases)
             case Ack(seq):
                 for number in [number for number in seen.batches if number <= seq]:
                     items = seen.batches.pop(number)
@@ -182,8 +166,6 @@ class Witness:
                 for granted in leases:
                     new = {item.index for item in granted.items}
                     self.granted += len(new)
-                    self._granted_by[granted.lease] = self._orchestrators
-                    seen.ours.add(granted.lease)
                     seen.granted[granted.lease] |= new
                     seen.acknowledged -= new
             case Trim(lease, items):

@@ -10,11 +10,11 @@ from __future__ import annotations
 import asyncio
 import ssl
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Final
+from typing import Final, assert_never
 
 import structlog
 from websockets.asyncio.server import Server
@@ -55,6 +55,7 @@ from caption_flow.protocol.messages import (
     Image,
     Limits,
     Message,
+    Recall,
     RecipeSpec,
     Trim,
     Wait,
@@ -69,6 +70,7 @@ from caption_flow.storage.store import RunStore
 from caption_flow.storage.writes import (
     CommitFailure,
     CommitRows,
+    EndLease,
     ForgetLease,
     RememberLease,
     SetMeta,
@@ -375,7 +377,7 @@ class Orchestrator:
 
     # ------------------------------------------------------------------ for conversations
 
-    def welcome(self, link: Link, held: tuple[int, ...]) -> Welcome:
+    def welcome(self, link: Link, held: Collection[int]) -> Welcome:
         """See `Leader`."""
         leases = self._ledger.leases_of(link.session)
         return Welcome(
@@ -439,7 +441,7 @@ class Orchestrator:
 
     # ------------------------------------------------------------------ effects
 
-    def apply(  # noqa: C901  -- one match over all effects is the map of what the shell does
+    def apply(  # noqa: C901, PLR0912  -- one match over all effects is the map of the shell
         self, event: ev.Event, *, link: Link | None = None, payload: bytes = b""
     ) -> None:
         """See `Leader`."""
@@ -451,16 +453,24 @@ class Orchestrator:
                     self._quarantine(effect)
                 case ev.Grant():
                     self._grant(effect)
+                case ev.Remember():
+                    self._remember(effect, effect.worker, live=effect.live)
+                case ev.EndLease(lease):
+                    self._watch(self._store.write(EndLease(lease)))
                 case ev.ForgetLease(lease):
                     self._watch(self._store.write(ForgetLease(lease)))
                 case ev.Wait(session, seconds):
                     self._tell(session, Wait(seconds))
                 case ev.Trim(session, lease, items):
                     self._tell(session, Trim(lease, items))
+                case ev.Recall(session):
+                    self._tell(session, Recall())
                 case ev.Refuse(session, reason):
                     self._refuse(session, reason)
                 case ev.Finish(session):
                     self._finish(session)
+                case _:
+                    assert_never(effect)
         if self._ledger.pending or self._ledger.finished:
             self.something_to_do.set()
 
@@ -538,23 +548,33 @@ class Orchestrator:
         if link is None:
             return
         self._tally.begin(now=self._clock())
-        self._watch(
-            self._store.write(
-                RememberLease(
-                    effect.lease,
-                    effect.session,
-                    link.worker,
-                    effect.shard,
-                    effect.chunk_first,
-                    effect.chunk_count,
-                    effect.items,
-                )
+        remembered = self._remember(effect, link.worker, live=True)
+        self._spawn(self._send_grant(link, effect, remembered), f"grant {effect.lease}")
+
+    def _remember(
+        self, effect: ev.Grant | ev.Remember, worker: str, *, live: bool
+    ) -> asyncio.Future[None]:
+        remembered = self._store.write(
+            RememberLease(
+                effect.lease,
+                effect.session,
+                worker,
+                effect.shard,
+                effect.chunk_first,
+                effect.chunk_count,
+                effect.items,
+                live,
             )
         )
-        self._spawn(self._send_grant(link, effect), f"grant {effect.lease}")
+        self._watch(remembered)
+        return remembered
 
-    async def _send_grant(self, link: Link, effect: ev.Grant) -> None:
+    async def _send_grant(
+        self, link: Link, effect: ev.Grant, remembered: asyncio.Future[None]
+    ) -> None:
         items = await asyncio.to_thread(self._source.describe, effect.shard, effect.items)
+        # What comes in under a lease that no disk knows would be acknowledged and not stored.
+        await remembered
         chunk = f"{effect.shard}:{effect.chunk_first}"
         link.outgoing.send(Grant((GrantedLease(effect.lease, effect.shard, chunk, items),)))
 
@@ -592,7 +612,7 @@ class Orchestrator:
 def _restored_ledger(
     settings: Settings, store: RunStore, leases: Sequence[RememberedLease], *, now: float
 ) -> tuple[Ledger, list[int]]:
-    """Return the ledger as the disk has it, and the remembered leases that are over."""
+    """Return the ledger as the disk has it, and the remembered leases that bring nothing more."""
     policy = Policy(
         chunk_size=settings.chunk_size,
         lease_seconds=settings.lease_seconds,
@@ -612,10 +632,11 @@ def _restored_ledger(
                 lease.chunk_first,
                 lease.chunk_count,
                 tuple(item for start, stop in lease.ranges for item in range(start, stop)),
+                lease.live,
             )
             for lease in leases
         ],
         now=now,
     )
-    alive = {lease.lease for lease in leases if ledger.is_live(lease.lease)}
-    return ledger, [lease.lease for lease in snapshot.leases if lease.lease not in alive]
+    known = {lease.lease for lease in leases if ledger.knows(lease.lease)}
+    return ledger, [lease.lease for lease in snapshot.leases if lease.lease not in known]

@@ -17,6 +17,8 @@ WorkerName = Annotated[str, msgspec.Meta(max_length=200)]
 SessionId = Annotated[str, msgspec.Meta(min_length=16, max_length=64)]
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]
 Index = Annotated[int, msgspec.Meta(ge=0, le=2**48)]
+HeldItems = dict[int, tuple[Index, ...]]
+"""Items by lease."""
 
 
 class Message(msgspec.Struct, frozen=True, tag_field="type", omit_defaults=True):
@@ -87,19 +89,21 @@ class Hello(Message, frozen=True, tag="hello"):
     version: str = ""
     engine: str = ""
     device: str = ""
-    leases: tuple[int, ...] = ()
-    """Leases of this session that the worker still works on: what it does not name is returned."""
+    leases: HeldItems = {}
+    """What the worker still has of each lease: items to do, in work, or done and not acknowledged.
+    What it does not name is handed out again."""
 
 
 class Want(Message, frozen=True, tag="want"):
     """Ask for up to ``chunks`` leases; answered by one `Grant`, `Wait` or `Finished`.
 
-    ``width`` is how many items the worker works on at once, 0 when it does not say: near the end
-    other workers are given what lies beyond that.
+    ``width`` is how many items the worker works on at once, 0 when it does not say; ``idle`` is how
+    many it has beyond those: one that has none is helped out near the end.
     """
 
     chunks: Count
     width: Count = 0
+    idle: Count = 0
 
 
 class Results(Message, frozen=True, tag="results"):
@@ -132,6 +136,12 @@ class Release(Message, frozen=True, tag="release"):
     engine_died: bool = False
     suspects: tuple[Index, ...] = ()
     reason: str = ""
+
+
+class Recalled(Message, frozen=True, tag="recalled"):
+    """The answer to `Recall`: what the worker gives up; nothing, if its engine has it all."""
+
+    leases: HeldItems = {}
 
 
 class Heartbeat(Message, frozen=True, tag="heartbeat"):
@@ -178,6 +188,10 @@ class Trim(Message, frozen=True, tag="trim"):
 
     lease: int
     items: tuple[Index, ...]
+
+
+class Recall(Message, frozen=True, tag="recall"):
+    """Others are idle: give up half of what the engine has not begun, and say what it was."""
 
 
 class Image(Message, frozen=True, tag="image"):
@@ -234,7 +248,7 @@ class Problem(Message, frozen=True, tag="problem"):
     fault: Literal["peer", "orchestrator"] = "peer"
 
 
-WorkerMessage = Hello | Want | Results | Fetch | Release | Heartbeat
+WorkerMessage = Hello | Want | Results | Fetch | Release | Recalled | Heartbeat
 ObserverMessage = StatusRequest | Shutdown
 OrchestratorMessage = (
     Welcome
@@ -242,6 +256,7 @@ OrchestratorMessage = (
     | Wait
     | Ack
     | Trim
+    | Recall
     | Image
     | RecipeChanged
     | Drain

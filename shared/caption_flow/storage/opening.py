@@ -30,7 +30,7 @@ from caption_flow.storage.parts import check_is_debris, check_parts, look_for_de
 
 @dataclass(frozen=True, slots=True)
 class RememberedLease:
-    """A lease that was alive when the run was last left; ``ranges`` are item indices."""
+    """A lease, live or over, of a chunk that was not done; ``ranges`` are item indices."""
 
     lease: int
     session: str
@@ -39,6 +39,7 @@ class RememberedLease:
     chunk_first: int
     chunk_count: int
     ranges: list[tuple[int, int]]
+    live: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,10 +126,13 @@ def _read_snapshot(connection: Connection) -> Snapshot:
         totals.update(json.loads(counts))
         buffered += sum(json.loads(counts).values())
     leases = [
-        RememberedLease(lease, session, worker, shard, first, count, unpack_ranges(packed))
-        for lease, session, worker, shard, first, count, packed in _query(
+        RememberedLease(
+            lease, session, worker, shard, first, count, unpack_ranges(packed), bool(live)
+        )
+        for lease, session, worker, shard, first, count, packed, live in _query(
             connection,
-            "SELECT lease, session, worker, shard, chunk_first, chunk_count, ranges FROM leases",
+            "SELECT lease, session, worker, shard, chunk_first, chunk_count, ranges, live "
+            "FROM leases",
         )
     ]
     keys = [key for (key,) in _query(connection, "SELECT key FROM meta")]

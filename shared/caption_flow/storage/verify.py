@@ -110,7 +110,7 @@ class _Inspection:
         for record in self._query("SELECT part, file, rows, bytes, checksum, counts FROM parts"):
             self._inspect_part(counts, *record)
         self._inspect_buffer(counts)
-        self._found.leases = sum(1 for _ in self._query("SELECT lease FROM leases"))
+        self._found.leases = sum(1 for _ in self._query("SELECT lease FROM leases WHERE live"))
         self._look_for_debris()
         return self._found
 

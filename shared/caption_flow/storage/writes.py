@@ -141,6 +141,7 @@ class RememberLease:
     chunk_first: int
     chunk_count: int
     items: tuple[int, ...]
+    live: bool = True
 
     def prepare(self) -> None:
         """Nothing to validate."""
@@ -148,7 +149,7 @@ class RememberLease:
     def apply(self, connection: Connection) -> None:
         """Insert the lease."""
         connection.execute(
-            "INSERT OR REPLACE INTO leases VALUES (?, ?, ?, ?, ?, ?, ?)",
+            "INSERT OR REPLACE INTO leases VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
             (
                 self.lease,
                 self.session,
@@ -157,13 +158,28 @@ class RememberLease:
                 self.chunk_first,
                 self.chunk_count,
                 pack_ranges(ranges_of(self.items)),
+                self.live,
             ),
         )
 
 
 @dataclass(frozen=True, slots=True)
+class EndLease:
+    """Note that a lease is over; what it still brings counts."""
+
+    lease: int
+
+    def prepare(self) -> None:
+        """Nothing to validate."""
+
+    def apply(self, connection: Connection) -> None:
+        """Mark the lease; one that is not there is no error."""
+        connection.execute("UPDATE leases SET live = 0 WHERE lease = ?", (self.lease,))
+
+
+@dataclass(frozen=True, slots=True)
 class ForgetLease:
-    """Delete a lease that is over."""
+    """Delete a lease whose chunk is done."""
 
     lease: int
 

@@ -81,8 +81,10 @@ class ScriptedWorker:
             if isinstance(message, kind):
                 return message
 
-    async def hello(self, leases: Sequence[int] = (), name: str = "") -> Welcome:
-        await self.send(Hello(name or self.session, self.session, leases=tuple(leases)))
+    async def hello(self, leases: Sequence[GrantedLease] = (), name: str = "") -> Welcome:
+        """Say hello, still having everything of some leases."""
+        held = {int(one.lease): tuple(item.index for item in one.items) for one in leases}
+        await self.send(Hello(name or self.session, self.session, leases=held))
         self.welcome = await self.expect(Welcome)
         return self.welcome
 
@@ -183,7 +185,7 @@ class Run:
         return ScriptedWorker(connection, session or session_id(self._sessions))
 
     async def join(
-        self, *, leases: Sequence[int] = (), name: str = "", **options: Any
+        self, *, leases: Sequence[GrantedLease] = (), name: str = "", **options: Any
     ) -> ScriptedWorker:
         """Connect and be welcomed."""
         worker = await self.connect(**options)

@@ -142,6 +142,6 @@ async def test_a_session_belongs_to_the_token_it_began_with(tmp_path: Path) -> N
         granted = await first.lease()
         thief = await run.connect(token=OTHER_TOKEN, session=first.session)
         with pytest.raises(Exception, match="another token"):
-            await thief.hello([granted.lease])
+            await thief.hello([granted])
         await first.work_off(granted)
         assert {row["contributor"] for row in run.rows().values()} == {"somebody"}

@@ -170,7 +170,7 @@ async def test_a_drain_without_room_ends_with_the_reason_and_loses_nothing_ackno
             await until(lambda: run.orchestrator.trouble)
     assert set(run.rows()) == {item.index for item in first.items}
     async with led(tmp_path) as run:
-        again = await run.join(session=worker.session, leases=[second.lease])
+        again = await run.join(session=worker.session, leases=[second])
         seq = await again.report(second.lease, [item.index for item in second.items], seq=2)
         await again.acknowledged(seq)
         assert (await again.work_until_finished()).captioned == 32

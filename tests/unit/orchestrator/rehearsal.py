@@ -11,7 +11,7 @@ After every event the ledger's own equalities are checked.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from caption_flow.orchestrator.core import events as ev
@@ -54,6 +54,9 @@ class Run:
                     self.workers[effect.session].is_given(given)
                 case ev.Remember():
                     self.remembered[effect.lease] = _stored(effect)
+                case ev.EndLease(lease):
+                    if lease in self.remembered:
+                        self.remembered[lease] = replace(self.remembered[lease], live=False)
                 case ev.ForgetLease(lease):
                     self.remembered.pop(lease, None)
         return effects
@@ -104,7 +107,7 @@ class Run:
         stored = list(self.remembered.values())
         self.ledger.restore(done, {SHARD: self.listed}, stored, now=self.now)
         self.ledger.check()
-        self.remembered = {k: v for k, v in self.remembered.items() if self.ledger.is_live(k)}
+        self.remembered = {k: v for k, v in self.remembered.items() if self.ledger.knows(k)}
 
     def reopens(self, *items: int) -> None:
         for item in items:
@@ -134,14 +137,24 @@ class Worker:
     inbox: list[Given] = field(default_factory=list)
 
     def joins(self, *holds: Given) -> None:
-        ids = tuple(lease.id for lease in holds)
-        self.run.feed(ev.SessionJoined(self.name, self.name, ids))
+        """Connect, still having all of some leases, or what is left of them."""
+        held = {lease.id: lease.items for lease in holds}
+        self.run.feed(ev.SessionJoined(self.name, self.name, held))
 
-    def asks(self, chunks: int = 1, *, width: int = 1) -> Given | None:
+    def asks(self, chunks: int = 1, *, width: int = 1, idle: int = 0) -> Given | None:
         """Ask for leases; return the first one granted, or None for the time being."""
         self.inbox.clear()
-        self.run.feed(ev.Wanted(self.name, chunks, width))
+        self.run.feed(ev.Wanted(self.name, chunks, width, idle))
         return self.was_given()
+
+    def is_asked_to_share(self) -> bool:
+        """Tell whether it was asked to give something up since this was last looked at."""
+        return bool(self.run.tells(ev.Recall, self.name))
+
+    def gives_up(self, lease: Given | None = None, *items: int) -> None:
+        """Answer a recall, with nothing if no lease is named."""
+        given = {} if lease is None else {lease.id: items}
+        self.run.feed(ev.Recalled(self.name, given))
 
     def gets(self) -> Given:
         """Ask, and be given something."""
@@ -233,6 +246,7 @@ def _stored(effect: ev.Grant | ev.Remember) -> StoredLease:
         effect.chunk_first,
         effect.chunk_count,
         effect.items,
+        effect.live if isinstance(effect, ev.Remember) else True,
     )
 
 

@@ -195,6 +195,8 @@ def test_a_lease_that_is_done_is_forgotten_on_disk() -> None:
     assert lease.id in run.remembered
 
     ada.reports(lease)
+    assert not run.remembered[lease.id].live
+    run.writes()
 
     assert run.remembered == {}
 
@@ -359,52 +361,140 @@ def test_near_the_end_leases_become_shares() -> None:
     assert sizes == [10, 7, 5, 4, 3]
 
 
-def test_an_idle_worker_takes_half_of_what_another_has_not_begun() -> None:
+def test_an_idle_worker_gets_what_a_busy_one_gives_up() -> None:
+    run = rehearsal(items=9)
+    ada, bob = run.worker("ada"), run.worker("bob")
+    lease = ada.asks(width=3)
+    assert lease is not None
+    assert bob.asks() is None
+    assert ada.is_asked_to_share()
+
+    ada.gives_up(lease, 6, 7, 8)
+
+    taken = bob.was_given()
+    assert taken is not None
+    assert taken.items == (6, 7, 8)
+    assert run.ledger.left_of(lease.id) == (0, 1, 2, 3, 4, 5)
+
+
+def test_nothing_is_taken_from_a_worker_that_gives_nothing_up() -> None:
     run = rehearsal(items=9)
     ada, bob = run.worker("ada"), run.worker("bob")
     ada.asks(width=3)
+    bob.asks()
 
-    assert bob.gets().items == (6, 7, 8)
-    assert ada.trimmed() == {6, 7, 8}
+    ada.gives_up()
+
+    assert bob.was_given() is None
+    assert ada.trimmed() == set()
 
 
-def test_what_a_worker_has_begun_is_not_taken_from_it() -> None:
+def test_a_worker_whose_engine_may_have_all_it_holds_is_not_asked() -> None:
     run = rehearsal(items=4)
     ada, bob = run.worker("ada"), run.worker("bob")
     ada.asks(width=4)
 
     assert bob.asks() is None
-    assert ada.trimmed() == set()
+    assert not ada.is_asked_to_share()
 
 
-def test_begun_items_are_counted_over_all_leases_of_a_worker() -> None:
-    run = rehearsal(items=20, listed=False)
-    ada, bob = run.worker("ada"), run.worker("bob")
-    ada.asks(chunks=2, width=12)
-
-    assert bob.gets().items == (16, 17, 18, 19)
-
-
-def test_what_a_worker_would_begin_last_is_taken_first() -> None:
+def test_the_worker_with_the_most_left_is_asked_and_then_the_next() -> None:
     run = rehearsal(items=25, listed=False)
+    ada, bob, cleo = (run.worker(name) for name in ("ada", "bob", "cleo"))
+    ada.asks()
+    bob.asks()
+    assert cleo.asks(chunks=1) is not None
+    lease = cleo.leases[-1]
+    cleo.reports(lease)
+    ada.reports(ada.leases[-1], 0)
+    assert cleo.asks() is None
+
+    assert (bob.is_asked_to_share(), ada.is_asked_to_share()) == (True, False)
+    bob.gives_up()
+    assert (bob.is_asked_to_share(), ada.is_asked_to_share()) == (False, True)
+
+
+def test_a_worker_is_asked_once_for_each_that_is_idle_and_not_again_before_it_answers() -> None:
+    run = rehearsal(items=20)
+    ada, bob, cleo = (run.worker(name) for name in ("ada", "bob", "cleo"))
+    ada.asks(chunks=2)
+    for _ in range(3):
+        bob.asks()
+        cleo.asks()
+
+    assert len(run.tells(ev.Recall)) == 1
+
+
+def test_who_has_given_up_something_is_asked_for_more() -> None:
+    run = rehearsal(items=20)
+    ada, bob, cleo = (run.worker(name) for name in ("ada", "bob", "cleo"))
+    lease = ada.gets()
+    ada.asks()
+    bob.asks()
+    cleo.asks()
+    run.tells(ev.Recall)
+
+    ada.gives_up(lease, 9)
+
+    assert bob.was_given() is not None
+    assert ada.is_asked_to_share(), "on behalf of cleo"
+
+
+def test_who_has_nothing_to_spare_is_asked_again_only_when_it_was_given_something() -> None:
+    run = rehearsal(items=9)
     ada, bob = run.worker("ada"), run.worker("bob")
-    ada.asks(chunks=3)
+    lease = ada.gets()
+    bob.asks()
+    ada.gives_up()
+    run.tells(ev.Recall)
+    bob.asks()
+    assert not ada.is_asked_to_share()
 
-    assert bob.gets().items == (20, 21, 22, 23, 24), "its last lease, though that is the smallest"
+    ada.returns(lease)
+    taken = bob.was_given()
+    assert taken is not None
+    bob.returns(taken)
+    ada.gets()
+    bob.asks()
+
+    assert ada.is_asked_to_share()
 
 
-def test_two_busy_workers_do_not_trade_for_ever() -> None:
-    run = rehearsal(items=8)
+def test_nobody_is_asked_for_a_worker_that_has_something_to_begin() -> None:
+    run = rehearsal(items=9)
     ada, bob = run.worker("ada"), run.worker("bob")
     ada.gets()
-    bob.gets()
-    run.told.clear()
 
-    for _ in range(10):
-        ada.asks()
-        bob.asks()
+    assert bob.asks(idle=1) is None
 
-    assert len(run.tells(ev.Grant)) <= 2
+    assert not ada.is_asked_to_share()
+
+
+def test_who_has_vanished_before_it_answered_is_asked_anew() -> None:
+    run = rehearsal(items=9, rejoin_seconds=5)
+    ada, bob = run.worker("ada"), run.worker("bob")
+    lease = ada.gets()
+    bob.asks()
+    assert ada.is_asked_to_share()
+    ada.drops()
+    ada.joins(lease)
+
+    bob.asks()
+
+    assert ada.is_asked_to_share()
+
+
+def test_what_is_given_up_of_somebody_else_s_lease_or_of_none_changes_nothing() -> None:
+    run = rehearsal(items=20, listed=False)
+    ada, eve = run.worker("ada"), run.worker("eve")
+    lease = ada.gets()
+
+    eve.gives_up(lease, 5)
+    eve.gives_up(Given(4711, ()), 5)
+    ada.gives_up(lease, 25)
+
+    assert run.ledger.left_of(lease.id) == tuple(range(10))
+    assert run.ledger.pending == 10
 
 
 def test_a_begun_item_is_done_a_second_time_only_if_it_takes_long() -> None:
@@ -437,14 +527,21 @@ def test_a_worker_that_brings_results_is_no_straggler_however_old_its_lease() ->
     assert bob.was_given() is not None
 
 
-def test_what_can_be_moved_is_shared_before_anything_is_done_twice() -> None:
+def test_what_can_be_given_up_is_shared_before_anything_is_done_twice() -> None:
     run = rehearsal(items=14, chunk_size=10, straggler_seconds=60, lease_seconds=1000)
     ada, bob, cleo = (run.worker(name) for name in ("ada", "bob", "cleo"))
     ada.asks(width=10)
     run.waits(60)
-    assert bob.gets().items == (10, 11, 12, 13)
+    lease = bob.gets()
+    assert lease.items == (10, 11, 12, 13)
+    assert cleo.asks() is None
+    assert bob.is_asked_to_share()
 
-    assert cleo.gets().items == (12, 13), "half of what bob has not begun, none of ada's ten"
+    bob.gives_up(lease, 12, 13)
+
+    given = cleo.was_given()
+    assert given is not None
+    assert given.items == (12, 13), "none of ada's ten"
 
 
 def test_a_straggler_s_item_is_done_by_no_more_than_two() -> None:
@@ -489,23 +586,30 @@ def test_what_is_done_twice_can_be_shared_further() -> None:
     ada.gets()
     ada.drops()
     run.waits(5)
-    assert len(bob.gets().items) == 10
+    lease = bob.gets()
+    assert len(lease.items) == 10
+    cleo.asks()
 
-    part = cleo.gets()
+    bob.gives_up(lease, 5, 6, 7, 8, 9)
+    bob.gives_up()
 
+    part = cleo.was_given()
+    assert part is not None
     assert part.items == (5, 6, 7, 8, 9)
     assert cleo.reports(part) == part.items
     assert run.ledger.leases_of("ada") == {1: (SHARD, 0, 5)}
 
 
-def test_a_moved_item_is_remembered_as_the_new_holder_s_alone() -> None:
+def test_what_a_returning_worker_has_given_up_meanwhile_is_handed_out_again() -> None:
     run = rehearsal(items=9)
     ada, bob = run.worker("ada"), run.worker("bob")
-    first = ada.gets()
-    moved = bob.gets()
-    assert moved.items == (5, 6, 7, 8)
+    lease = ada.gets()
+    ada.drops()
 
-    assert tuple(run.remembered[first.id].items) == (0, 1, 2, 3, 4)
+    ada.joins(Given(lease.id, (0, 1, 2)))
+
+    assert bob.gets().items == (3, 4, 5, 6, 7, 8)
+    assert ada.reports(lease, 0, 1, 2) == (0, 1, 2)
 
 
 def test_a_worker_that_returns_is_told_what_was_done_without_it() -> None:
@@ -524,15 +628,16 @@ def test_a_worker_that_returns_is_told_what_was_done_without_it() -> None:
 
 def test_a_large_crew_shares_at_ticks() -> None:
     run = rehearsal(items=9)
-    run.worker("ada").gets()
+    ada = run.worker("ada")
+    ada.gets()
     for number in range(300):
         run.ledger.handle(ev.SessionJoined(f"w{number}", "w"), now=run.now)
-    bob = run.worker("bob")
-    assert bob.asks() is None
+    run.worker("bob").asks()
+    assert not ada.is_asked_to_share()
 
     run.waits(0.5)
 
-    assert bob.was_given() is not None
+    assert ada.is_asked_to_share()
 
 
 # --------------------------------------------------------------------------- the end
@@ -1011,27 +1116,80 @@ def test_items_that_two_leases_held_are_still_held_by_both_after_a_restart() -> 
     assert bob.reports(second) == ()
 
 
-def test_after_a_restart_nobody_holds_what_was_moved_from_it() -> None:
+def test_after_a_restart_a_worker_holds_what_it_says_it_has() -> None:
     run = rehearsal(items=9)
     ada, bob = run.worker("ada"), run.worker("bob")
-    first, moved = ada.gets(), bob.gets()
-    bob.returns(moved)
+    first = ada.gets()
+    bob.asks()
+    bob.leaves()
+    ada.gives_up(first, 5, 6, 7, 8)
+    run.restarts()
+
+    ada.joins(Given(first.id, (0, 1, 2, 3, 4)))
+
+    assert run.ledger.left_of(first.id) == (0, 1, 2, 3, 4)
+    assert run.ledger.pending == 4
+
+
+def test_what_was_given_up_is_not_refused_after_a_restart() -> None:
+    run = rehearsal(items=9)
+    ada, bob = run.worker("ada"), run.worker("bob")
+    first = ada.gets()
+    bob.asks()
+    ada.gives_up(first, 8)
     run.restarts()
     ada.joins(first)
 
-    ada.reports(first, 0, 1, 2, 3, 4)
-
-    assert ada.works() == set(moved.items)
+    assert ada.reports(first, 0, 8) == (0, 8)
 
 
-def test_a_worker_s_items_that_were_moved_are_not_refused_after_a_restart() -> None:
-    run = rehearsal(items=9)
+@pytest.mark.parametrize("how", ["expired", "given back", "left"])
+def test_a_lease_that_ended_before_a_restart_may_still_bring_something(how: str) -> None:
+    run = rehearsal(items=10)
     ada, bob = run.worker("ada"), run.worker("bob")
-    first, moved = ada.gets(), bob.gets()
+    lease = ada.gets()
+    if how == "expired":
+        run.waits(30)
+    elif how == "left":
+        ada.leaves()
+    else:
+        ada.returns(lease)
     run.restarts()
-    ada.joins(first)
+    bob.joins()
+    ada.joins(lease)
 
-    assert ada.reports(first, 0, moved.items[0]) == (0,)
+    assert run.ledger.pending == 10, "it holds nothing"
+    assert ada.reports(lease, 3, 4) == (3, 4)
+    assert bob.works() == {0, 1, 2, 5, 6, 7, 8, 9}
+
+
+def test_after_a_restart_whoever_holds_an_item_now_keeps_it_until_it_is_reported() -> None:
+    run = rehearsal(items=10)
+    ada, bob = run.worker("ada"), run.worker("bob")
+    late = ada.gets()
+    ada.returns(late)
+    taken = bob.gets()
+    run.restarts()
+    ada.joins(late)
+    bob.joins(taken)
+
+    assert run.ledger.pending == 0
+    assert ada.reports(late, 0) == (0,)
+    assert bob.trimmed() == {0}
+    assert bob.reports(taken) == tuple(range(1, 10))
+
+
+def test_a_result_from_before_the_reopening_does_not_count_after_a_restart_either() -> None:
+    run = rehearsal(items=10, listed=False)
+    ada = run.worker("ada")
+    lease = ada.gets()
+    ada.reports(lease, 0)
+    run.writes()
+    run.reopens(0)
+    run.restarts()
+    ada.joins(lease)
+
+    assert ada.reports(lease, 0, 1) == (1,)
 
 
 def test_a_restored_shard_is_as_long_as_its_rows_say() -> None:
@@ -1093,7 +1251,8 @@ def test_what_is_left_of_a_lease_can_be_asked() -> None:
     run = rehearsal(items=9)
     ada, bob = run.worker("ada"), run.worker("bob")
     lease = ada.gets()
-    bob.gets()
+    bob.asks()
+    ada.gives_up(lease, 5, 6, 7, 8)
     ada.reports(lease, 0)
 
     assert run.ledger.left_of(lease.id) == (1, 2, 3, 4)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
+from caption_flow.orchestrator.core import events as ev
 from tests.unit.orchestrator.rehearsal import Given, Run, Worker, rehearsal
 
 STEP_SECONDS = 0.05
@@ -22,6 +23,7 @@ class Engine:
     waiting: deque[tuple[Given, int]] = field(default_factory=deque)
     begun: dict[tuple[int, int], tuple[Given, float]] = field(default_factory=dict)
     done: int = 0
+    asked: bool = False
 
     def steps(self, now: float) -> None:
         self.hears()
@@ -34,15 +36,27 @@ class Engine:
         while self.waiting and len(self.begun) < self.width:
             lease, item = self.waiting.popleft()
             self.begun[lease.id, item] = (lease, now + self.seconds)
-        if len(self.waiting) < self.width:
-            self.worker.asks(width=self.width)
+        idle = len(self.waiting)
+        if idle < self.width and not (idle and self.asked):
+            self.worker.asks(width=self.width, idle=idle)
+            self.asked = True
             self.hears()
+
+    def shares(self) -> None:
+        given: dict[int, tuple[int, ...]] = {}
+        for _ in range((len(self.waiting) + 1) // 2):
+            lease, item = self.waiting.pop()
+            given[lease.id] = (*given.get(lease.id, ()), item)
+        self.worker.run.feed(ev.Recalled(self.worker.name, given))
 
     def hears(self) -> None:
         for lease in self.worker.leases:
             self.waiting += [(lease, item) for item in lease.items]
+        self.asked = self.asked and not self.worker.leases
         self.worker.leases.clear()
         self.worker.inbox.clear()
+        if self.worker.is_asked_to_share():
+            self.shares()
         for trim in self.worker.trims():
             gone = {(trim.lease, item) for item in trim.items}
             kept = [(lease, item) for lease, item in self.waiting if (lease.id, item) not in gone]

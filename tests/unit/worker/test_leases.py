@@ -117,9 +117,44 @@ def test_forgetting_what_waits_leaves_what_is_begun() -> None:
     book = book_of(granted(ONE, 0, 1), granted(TWO, 5))
     begin(book)
 
-    assert book.forget_waiting() == (ONE, TWO)
+    assert [book.has_waiting(lease) for lease in (ONE, TWO)] == [True, True]
+    book.forget_waiting()
+    assert [book.has_waiting(lease) for lease in (ONE, TWO)] == [False, False]
     assert (book.held, book.waiting, book.begun) == ((ONE,), 0, 1)
     book.check()
+
+
+def test_what_is_given_up_is_what_would_be_begun_last() -> None:
+    book = book_of(granted(ONE, 0, 1, 2), granted(TWO, 5, 6))
+    begin(book)
+
+    assert book.give(3) == {TWO: (5, 6), ONE: (2,)}
+    assert (book.held, book.waiting, book.begun, book.granted) == ((ONE,), 1, 1, 2)
+    assert book.give(9) == {ONE: (1,)}, "what is begun is kept"
+    assert book.give(1) == {}
+    book.check()
+
+
+def test_begun_items_that_are_not_worked_on_any_more_are_forgotten() -> None:
+    book = book_of(granted(ONE, 0, 1))
+    begin(book)
+    begin(book)
+
+    book.withdraw([(ONE, 1), (ONE, 7), (TWO, 0)])
+
+    assert (book.begun, book.granted) == (1, 1)
+    assert not book.finish(ONE, 1)
+    book.check()
+
+
+def test_the_items_of_a_lease_are_those_waiting_and_begun() -> None:
+    book = book_of(granted(ONE, 0, 1, 2))
+    begin(book)
+    begin(book)
+    book.finish(ONE, 0)
+
+    assert book.items(ONE) == {1, 2}
+    assert book.items(TWO) == set()
 
 
 def test_a_lease_granted_twice_is_held_once() -> None:
@@ -145,37 +180,50 @@ def test_an_empty_lease_is_not_held() -> None:
 def test_more_is_asked_for_before_the_present_runs_dry() -> None:
     appetite = Appetite()
 
-    assert appetite.is_due(9, width=10, rate=0.0, now=0.0)
-    assert not appetite.is_due(10, width=10, rate=0.0, now=0.0)
-    assert appetite.is_due(90, width=10, rate=10.0, now=0.0), "ten seconds' worth is the mark"
+    assert appetite.is_due(9, idle=9, width=10, rate=0.0, now=0.0)
+    assert not appetite.is_due(10, idle=10, width=10, rate=0.0, now=0.0)
+    assert appetite.is_due(90, idle=90, width=10, rate=10.0, now=0.0), (
+        "ten seconds' worth is the mark"
+    )
 
 
 def test_one_question_at_a_time() -> None:
     appetite = Appetite()
-    appetite.asked(now=0.0)
+    appetite.asked(idle=0, now=0.0)
 
-    assert not appetite.is_due(0, width=10, rate=0.0, now=1.0)
+    assert not appetite.is_due(0, idle=0, width=10, rate=0.0, now=1.0)
     appetite.answered(now=2.0)
-    assert appetite.is_due(0, width=10, rate=0.0, now=2.0)
+    assert appetite.is_due(0, idle=0, width=10, rate=0.0, now=2.0)
 
 
 def test_a_question_nobody_answers_is_asked_again() -> None:
     appetite = Appetite()
-    appetite.asked(now=0.0)
+    appetite.asked(idle=0, now=0.0)
 
-    assert appetite.is_due(0, width=10, rate=0.0, now=ANSWER_SECONDS)
+    assert appetite.is_due(0, idle=0, width=10, rate=0.0, now=ANSWER_SECONDS)
 
 
 def test_wait_is_respected_and_forgotten_with_its_connection() -> None:
     appetite = Appetite()
-    appetite.asked(now=0.0)
+    appetite.asked(idle=0, now=0.0)
     appetite.answered(now=1.0, again_after_seconds=40.0)
 
-    assert not appetite.is_due(0, width=10, rate=0.0, now=40.9)
-    assert appetite.is_due(0, width=10, rate=0.0, now=41.0)
+    assert not appetite.is_due(0, idle=0, width=10, rate=0.0, now=40.9)
+    assert appetite.is_due(0, idle=0, width=10, rate=0.0, now=41.0)
     appetite.answered(now=1.0, again_after_seconds=40.0)
     appetite.start_over()
-    assert appetite.is_due(0, width=10, rate=0.0, now=2.0)
+    assert appetite.is_due(0, idle=0, width=10, rate=0.0, now=2.0)
+
+
+def test_a_question_asked_in_good_time_is_repeated_once_when_nothing_is_left_to_begin() -> None:
+    appetite = Appetite()
+    appetite.asked(idle=3, now=0.0)
+    appetite.answered(now=1.0, again_after_seconds=40.0)
+
+    assert not appetite.is_due(1, idle=1, width=10, rate=0.0, now=2.0)
+    assert appetite.is_due(0, idle=0, width=10, rate=0.0, now=2.0)
+    appetite.asked(idle=0, now=2.0)
+    assert not appetite.is_due(0, idle=0, width=10, rate=0.0, now=3.0)
 
 
 def test_the_rate_is_right_from_the_first_seconds_on_and_fades() -> None:

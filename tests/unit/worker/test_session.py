@@ -19,6 +19,8 @@ from caption_flow.protocol.messages import (
     LeaseId,
     Limits,
     OrchestratorMessage,
+    Recall,
+    Recalled,
     RecipeChanged,
     RecipeSpec,
     Release,
@@ -48,6 +50,8 @@ from caption_flow.worker.core.events import (
     SendHeartbeat,
     StopAsked,
     Ticked,
+    Withdraw,
+    Withdrawn,
 )
 from caption_flow.worker.core.outbox import Outbox
 from caption_flow.worker.core.session import (
@@ -160,7 +164,7 @@ def test_the_next_lease_is_asked_for_before_the_present_one_runs_dry() -> None:
     worker.begin(2)
     assert not sent(worker.tick(0.1), Want), "four wait, the engine takes four"
     worker.begin(1)
-    assert sent(worker.tick(0.1), Want) == [Want(2, WIDTH)]
+    assert sent(worker.tick(0.1), Want) == [Want(2, WIDTH, 3)]
     assert not sent(worker.tick(0.1), Want), "one question at a time"
 
 
@@ -238,6 +242,76 @@ def test_an_orchestrator_that_sends_no_images_is_dialled_again() -> None:
     assert any(isinstance(e, Redial) for e in worker.tick(1.0))
 
 
+# --------------------------------------------------------------------------- recalls
+
+
+def test_a_recall_is_answered_with_half_of_what_is_not_begun() -> None:
+    worker = at_work()
+    worker.grant(1, 0, 1, 2)
+    worker.grant(2, 0, 1, 2)
+    worker.begin(2)
+
+    effects = worker.hear(Recall())
+    assert Withdraw(0) in effects
+    effects = worker.do(Withdrawn(()))
+
+    assert sent(effects, Recalled) == [Recalled({2: (1, 2)})]
+    assert worker.begin(9) == [(1, 2), (2, 0)]
+
+
+def test_what_is_begun_but_in_no_engine_is_given_up_when_nothing_waits() -> None:
+    worker = at_work()
+    worker.grant(1, *range(8))
+    worker.begin(8)
+    worker.do(BytesWanted(LeaseId(1), 7))
+
+    effects = worker.hear(Recall())
+    assert Withdraw(2) in effects, "half of what is beyond the engine's width"
+    effects = worker.do(Withdrawn(((LeaseId(1), 7), (LeaseId(1), 6))))
+
+    assert sent(effects, Recalled) == [Recalled({1: (7, 6)})]
+    assert worker.session.begun == 6
+    assert worker.session.hello().leases == {1: (0, 1, 2, 3, 4, 5)}
+    assert not sent(worker.tick(0.1), Fetch)
+
+
+def test_a_worker_that_has_nothing_to_spare_says_so() -> None:
+    worker = at_work()
+    worker.grant(1, 0)
+    worker.begin()
+    worker.hear(Recall())
+
+    assert sent(worker.do(Withdrawn(())), Recalled) == [Recalled()]
+
+
+def test_a_row_of_an_item_given_up_is_nobody_s() -> None:
+    worker = at_work()
+    worker.grant(1, *range(6))
+    worker.begin(6)
+    worker.hear(Recall())
+    worker.do(Withdrawn(((LeaseId(1), 5),)))
+
+    worker.finish(1, 5)
+
+    assert worker.session.unacknowledged == 0
+
+
+def test_the_question_for_more_says_what_is_left_to_begin() -> None:
+    worker = at_work()
+    worker.hear(Wait(1.0))
+    worker.grant(1, *range(6))
+    worker.begin(5)
+    (want,) = sent(worker.tick(60.0), Want)
+    assert (want.width, want.idle) == (WIDTH, 2)
+    worker.hear(Wait(40.0))
+
+    worker.finish(1, 0)
+    worker.begin(1)
+    effects = worker.finish(1, 1)
+
+    assert [want.idle for want in sent(effects, Want)] == [0], "asked again: it is urgent now"
+
+
 # --------------------------------------------------------------------------- reconnecting
 
 
@@ -249,9 +323,9 @@ def test_hello_names_what_is_held_and_what_is_not_acknowledged() -> None:
     worker.finish(1, 0)
     worker.tick(1.0)
 
-    assert worker.session.hello().leases == (1, 2)
+    assert worker.session.hello().leases == {1: (0,), 2: (0, 1)}
     worker.hear(Ack(1))
-    assert worker.session.hello().leases == (2,)
+    assert worker.session.hello().leases == {2: (0, 1)}
 
 
 def test_after_a_reconnect_unacknowledged_rows_leave_before_anything_else() -> None:
@@ -547,7 +621,7 @@ def test_blame_that_could_not_be_told_is_told_after_a_reconnect() -> None:
     worker.begin()
     worker.do(Closed())
     worker.do(EngineLost("it died", ((LeaseId(1), 0),)))
-    assert worker.session.hello().leases == (1,)
+    assert worker.session.hello().leases == {1: (0,)}
 
     effects = worker.open(1)
 

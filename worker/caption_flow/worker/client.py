@@ -40,6 +40,7 @@ log = structlog.get_logger()
 
 FIRST_DELAY_SECONDS: Final = 0.2
 LONGEST_DELAY_SECONDS: Final = 15.0
+DIALS_WITHIN_A_LEASE: Final = 6
 HANDSHAKE_SECONDS: Final = 30.0
 """A refusal may be slow on purpose: the orchestrator delays addresses that guess tokens."""
 PING_SECONDS: Final = 20.0
@@ -170,7 +171,10 @@ class Client:
             if self._leaving:
                 return
             if lasted_seconds >= STEADY_SECONDS or patience.kind == "first":
-                patience = _Patience(self._address, "again")
+                # A delay must not cost the leases: there is time for a few dials within one.
+                lease_seconds = welcome.limits.lease_seconds
+                longest = min(LONGEST_DELAY_SECONDS, lease_seconds / DIALS_WITHIN_A_LEASE)
+                patience = _Patience(self._address, "again", longest)
             await patience.wait(reason)
 
     # ------------------------------------------------------------------ dialling
@@ -294,14 +298,20 @@ class Client:
 
 
 class _Patience:
-    """When to dial again, with growing delays, and when to give up."""
+    """When to dial again, with delays that grow up to a longest one, and when to give up."""
 
-    def __init__(self, address: Address, kind: Literal["first", "again"]) -> None:
+    def __init__(
+        self,
+        address: Address,
+        kind: Literal["first", "again"],
+        longest_delay_seconds: float = LONGEST_DELAY_SECONDS,
+    ) -> None:
         self.kind = kind
         self._address = address
         self._seconds = address.connect_seconds if kind == "first" else address.reconnect_seconds
         self._until = asyncio.get_running_loop().time() + self._seconds
-        self._delay_seconds = FIRST_DELAY_SECONDS
+        self._longest_delay_seconds = longest_delay_seconds
+        self._delay_seconds = min(FIRST_DELAY_SECONDS, longest_delay_seconds)
         self._said = False
 
     async def wait(self, reason: str) -> None:
@@ -321,7 +331,7 @@ class _Patience:
             )
         # Jitter: workers that lost the same orchestrator must not all come back at once.
         delay_seconds = self._delay_seconds * random.SystemRandom().uniform(0.5, 1.0)
-        self._delay_seconds = min(self._delay_seconds * 2, LONGEST_DELAY_SECONDS)
+        self._delay_seconds = min(self._delay_seconds * 2, self._longest_delay_seconds)
         await asyncio.sleep(min(delay_seconds, left))
 
 

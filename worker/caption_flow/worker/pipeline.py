@@ -137,6 +137,9 @@ class _Carried:
     draft: Draft
     seat: Seat
     task: asyncio.Task[None] | None = None
+    has_entered: bool = False
+    """Whether it is, or has been, in an engine."""
+    is_withdrawn: bool = False
     deaths: list[str] = field(default_factory=list)
 
     def engine_died(self, evidence: str) -> None:
@@ -187,6 +190,21 @@ class Pipeline:
             carried = self._carried.get(key)
             if carried is not None and carried.task is not None:
                 carried.task.cancel()
+
+    def withdraw(self, count: int) -> tuple[Key, ...]:
+        """Stop working on up to ``count`` items that have been in no engine, the youngest first.
+
+        They get no row. Returns which they are.
+        """
+        withdrawn: list[Key] = []
+        for carried in reversed(self._carried.values()):
+            if len(withdrawn) == count:
+                break
+            if carried.task is not None and not (carried.has_entered or carried.is_withdrawn):
+                carried.is_withdrawn = carried.task.cancel()
+                if carried.is_withdrawn:
+                    withdrawn.append(carried.job.key)
+        return tuple(withdrawn)
 
     async def run(self) -> NoReturn:
         """Carry items until cancelled.
@@ -286,6 +304,7 @@ class Pipeline:
         draft.add(stage, ordered, model=engine.model, seconds=loop.time() - began)
 
     def _enter_engine(self, carried: _Carried) -> None:
+        carried.has_entered = True
         self._look_ahead.leave(carried.age)
         self._wake.set()
 

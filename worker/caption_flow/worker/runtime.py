@@ -55,6 +55,8 @@ from caption_flow.worker.core.events import (
     SendHeartbeat,
     StopAsked,
     Ticked,
+    Withdraw,
+    Withdrawn,
 )
 from caption_flow.worker.core.leases import Job, Key
 from caption_flow.worker.core.outbox import Batch
@@ -249,6 +251,9 @@ class Runtime:
             case Abandon(items):
                 if self._pipeline is not None:
                     self._pipeline.abandon(items)
+            case Withdraw(count):
+                pipeline = self._pipeline
+                self._post(Withdrawn(() if pipeline is None else pipeline.withdraw(count)))
             case Deliver(image):
                 waiting = self._awaited.get((LeaseId(image.lease), image.item))
                 if waiting is not None and not waiting.done():

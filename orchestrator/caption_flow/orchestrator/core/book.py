@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from itertools import count as counter
 
 from caption_flow.orchestrator.core import events as ev
-from caption_flow.orchestrator.core.masks import runs, union
+from caption_flow.orchestrator.core.masks import mask_of, runs, union
 from caption_flow.orchestrator.core.ranges import RangeSet
 from caption_flow.orchestrator.core.records import Chunk, Lease, OnTheWay, Piece, Policy, Session
 from caption_flow.protocol.messages import LeaseId
@@ -38,15 +38,20 @@ class Book:
     def grant(self, session: Session, piece: Piece, effects: Effects, now: float) -> None:
         """Lease a piece under a new number."""
         lease = self.enter(LeaseId(next(self._lease_ids)), session, piece, piece.mask, now)
-        chunk = lease.chunk
-        chunk.tell(now, f"lease {lease.id}: {lease.mask.bit_count()} items to {session.worker}")
+        chunk, count = lease.chunk, lease.mask.bit_count()
+        session.idle += count
+        session.spent = False
+        chunk.tell(now, f"lease {lease.id}: {count} items to {session.worker}")
         items = chunk.items(lease.mask)
         effects.append(ev.Grant(session.id, lease.id, chunk.shard, chunk.first, chunk.count, items))
 
     def enter(
         self, lease_id: LeaseId, session: Session, piece: Piece, granted: int, now: float
     ) -> Lease:
-        """Lease a piece, which is what is left of the items that were ``granted``."""
+        """Lease a piece, which is what is left of the items that were ``granted``.
+
+        A lease with nothing left is over; it is known for what it may still bring.
+        """
         lease = Lease(
             lease_id,
             session,
@@ -58,9 +63,12 @@ class Book:
             attempts=piece.attempts,
             evidence=piece.evidence,
             isolated=self._policy.isolates(piece.attempts),
+            live=bool(piece.mask),
         )
         self.chunks[piece.chunk] = None
-        self._leases[lease_id] = session.leases[lease_id] = lease
+        self._leases[lease_id] = lease
+        if lease.live:
+            session.leases[lease_id] = lease
         piece.chunk.leases.append(lease)
         return lease
 
@@ -79,21 +87,23 @@ class Book:
         if not lease.mask:
             lease.live = False
             del lease.session.leases[lease.id]
-            effects.append(ev.ForgetLease(lease.id))
+            effects.append(ev.EndLease(lease.id))
 
     def take_from(self, lease: Lease, mask: int, effects: Effects) -> None:
         """Take items out of a live lease whose worker does not know it yet."""
         effects.append(lease.trim(lease.mask & mask))
         self.shrink(lease, mask, effects)
 
-    def move_from(self, lease: Lease, mask: int, effects: Effects) -> None:
-        """Take items that somebody else is to have out of a live lease.
-
-        A lease that came back from the disk with them would be one that nobody works on.
-        """
-        reported = lease.granted & lease.chunk.committing
-        effects.append(lease.remember(lease.mask & ~mask | reported))
-        self.take_from(lease, mask, effects)
+    def disown(self, shard: str, items: RangeSet, effects: Effects) -> None:
+        """Have no lease bring anything for items any more: they have changed."""
+        for chunk in self.chunks:
+            if chunk.shard != shard:
+                continue
+            mask = mask_of(items.within(chunk.first, chunk.first + chunk.count), chunk.first)
+            for lease in chunk.leases:
+                if lease.granted & mask:
+                    lease.granted &= ~mask
+                    effects.append(lease.remember())
 
     def to_commit(self, chunk: Chunk, mask: int) -> ev.Ticket:
         """Note that open items, which nobody holds any more, are on their way to disk."""
@@ -104,7 +114,7 @@ class Book:
         self._on_the_way[ticket] = OnTheWay(chunk, mask)
         return ticket
 
-    def arrived(self, ticket: ev.Ticket) -> int:
+    def arrived(self, ticket: ev.Ticket, effects: Effects) -> int:
         """Note that a commit's items are durable; return how many. Done chunks are forgotten."""
         commit = self._on_the_way.pop(ticket, None)
         if commit is None:
@@ -114,6 +124,7 @@ class Book:
             del self.chunks[chunk]
             for lease in chunk.leases:
                 del self._leases[lease.id]
+                effects.append(ev.ForgetLease(lease.id))
         return commit.mask.bit_count()
 
     def refused(self, ticket: ev.Ticket) -> OnTheWay | None:

@@ -6,7 +6,8 @@ event: the shell passes it to `Ledger.handle` beside the event, in seconds of a 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import NewType
 
 from caption_flow.protocol.messages import LeaseId
@@ -34,12 +35,13 @@ class ListingFinished:
 class SessionJoined:
     """A worker connected, for the first time or again with the same session id.
 
-    ``holds`` are the leases the worker still works on: what it does not name is handed out again.
+    ``holds`` are the items of its leases that the worker still has: what it does not name is handed
+    out again.
     """
 
     session: str
     worker: str
-    holds: tuple[int, ...] = ()
+    holds: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,12 +69,14 @@ class Heard:
 class Wanted:
     """A worker asks for up to ``chunks`` leases.
 
-    ``width`` is how many items it works on at once, 0 when it did not say.
+    ``width`` is how many items it works on at once, 0 when it did not say; ``idle`` is how many it
+    has beyond those.
     """
 
     session: str
     chunks: int
     width: int = 0
+    idle: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +119,14 @@ class Released:
 
 
 @dataclass(frozen=True, slots=True)
+class Recalled:
+    """A worker answers `Recall`: it gives up these items, by lease, and has not begun them."""
+
+    session: str
+    leases: Mapping[int, tuple[int, ...]]
+
+
+@dataclass(frozen=True, slots=True)
 class Reopened:
     """Terminal items are to be done again; those that are not terminal are passed over.
 
@@ -152,6 +164,7 @@ Event = (
     | Committed
     | CommitRejected
     | Released
+    | Recalled
     | Reopened
     | Ticked
     | Paused
@@ -184,6 +197,14 @@ class Remember:
     chunk_first: int
     chunk_count: int
     items: tuple[int, ...]
+    live: bool
+
+
+@dataclass(frozen=True, slots=True)
+class EndLease:
+    """Remember that the lease is over; what it still brings counts until its chunk is done."""
+
+    lease: LeaseId
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,6 +222,13 @@ class Trim:
     session: str
     lease: LeaseId
     items: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Recall:
+    """Ask the session to give up half of what it has not begun: others have nothing to do."""
+
+    session: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,7 +268,7 @@ class CommitQuarantine:
 
 @dataclass(frozen=True, slots=True)
 class ForgetLease:
-    """The lease is over; nothing about it has to be remembered."""
+    """The lease's chunk is done: nothing about it has to be remembered."""
 
     lease: LeaseId
 
@@ -260,4 +288,16 @@ class Finish:
     session: str | None = None
 
 
-Effect = Grant | Remember | Wait | Trim | Commit | CommitQuarantine | ForgetLease | Refuse | Finish
+Effect = (
+    Grant
+    | Remember
+    | EndLease
+    | ForgetLease
+    | Wait
+    | Trim
+    | Recall
+    | Commit
+    | CommitQuarantine
+    | Refuse
+    | Finish
+)

@@ -9,7 +9,7 @@ from caption_flow.orchestrator.core.backlog import Backlog
 from caption_flow.orchestrator.core.book import Book, Effects
 from caption_flow.orchestrator.core.records import Piece, Policy, Session
 from caption_flow.orchestrator.core.roster import Roster
-from caption_flow.orchestrator.core.tail import Offers
+from caption_flow.orchestrator.core.tail import Tail
 
 _SMALL_CREW: Final = 256
 """Up to so many sessions the tail is shared as soon as somebody is idle, above at ticks: sharing is
@@ -24,13 +24,20 @@ class HandOut:
         self._backlog = backlog
         self._book = book
         self._roster = roster
+        self._asked: dict[Session, Session] = {}
+        """Who was asked to give something up and has not answered, and on whose behalf."""
+
+    def answered(self, session: Session, *, spared: bool = True) -> None:
+        """Note that a session has answered a recall, or that its answer will not come."""
+        self._asked.pop(session, None)
+        session.spent = not spared
 
     def feed(self, event: ev.Event, effects: Effects, now: float) -> None:
         """Grant what can be granted after an event, in the order of asking."""
         sharing = self._is_time_to_share(event)
         if not (sharing or self._backlog.has_ordinary_work):
             return
-        offers: Offers | None = None
+        tail: Tail | None = None
         connected = self._roster.connected
         for session in self._roster.hungry:
             while session.hungry:
@@ -39,9 +46,9 @@ class HandOut:
                     break
                 self._book.grant(session, piece, effects, now)
                 self._roster.set_hunger(session, session.hungry - 1 if self._backlog.items else 0)
-            if session.hungry and sharing and not session.holds_isolated:
-                offers = offers or Offers(self._roster, self._policy, now)
-                self._share(session, offers, effects, now)
+            if session.is_starved and sharing and not session.holds_isolated:
+                tail = tail or Tail(list(self._roster), self._asked, self._policy, now)
+                self._share(session, tail, effects, now)
 
     def _is_time_to_share(self, event: ev.Event) -> bool:
         match event:
@@ -51,16 +58,22 @@ class HandOut:
                 session = self._roster.get(name)
                 asked = isinstance(event, ev.Wanted)
                 return session is not None and session.hungry > 0 and (asked or not session.leases)
+            case ev.Recalled():
+                return len(self._roster) <= _SMALL_CREW
         return False
 
-    def _share(self, session: Session, offers: Offers, effects: Effects, now: float) -> None:
+    def _share(self, session: Session, tail: Tail, effects: Effects, now: float) -> None:
         """Nothing waits for it: let a session help the one with the most left to do."""
-        offer = offers.take(session)
-        if offer is None:
+        if session in self._asked.values():
             return
-        lease = offer.lease
-        piece = Piece(lease.chunk, offer.mask, lease.attempts, lease.evidence)
-        if offer.moved:
-            self._book.move_from(lease, offer.mask, effects)
-        self._book.grant(session, piece, effects, now)
-        self._roster.set_hunger(session, 0)
+        busy = tail.busiest()
+        if busy is not None:
+            self._asked[busy] = session
+            effects.append(ev.Recall(busy.id))
+            return
+        offer = None if session.left else tail.take(session)
+        if offer is not None:
+            lease = offer.lease
+            piece = Piece(lease.chunk, offer.mask, lease.attempts, lease.evidence)
+            self._book.grant(session, piece, effects, now)
+            self._roster.set_hunger(session, 0)

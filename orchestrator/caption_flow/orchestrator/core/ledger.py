@@ -11,6 +11,8 @@ something is durable. The rules, which `Ledger.check` asserts as equalities:
   to a worker that holds nothing else; a single item that is lost like that is quarantined. A lease
   given back in peace, or by a worker nobody has seen since a restart, blames nobody.
 - A worker keeps what it has begun, until it is gone or slow (see `tail`).
+- What a lease was granted may be reported until its chunk is done, however long the lease is over
+  and however often the orchestrator has restarted.
 - The run is finished when the source is listed to its end and every item is terminal.
 
 Memory follows shards, holes and live leases, not items: an untouched chunk does not exist, a
@@ -28,7 +30,14 @@ from caption_flow.orchestrator.core.book import Book, Effects
 from caption_flow.orchestrator.core.handout import HandOut
 from caption_flow.orchestrator.core.masks import lowest, mask_of, places_of
 from caption_flow.orchestrator.core.ranges import RangeSet
-from caption_flow.orchestrator.core.records import Chunk, Lease, Piece, Policy, StoredLease
+from caption_flow.orchestrator.core.records import (
+    Chunk,
+    Lease,
+    Piece,
+    Policy,
+    Session,
+    StoredLease,
+)
 from caption_flow.orchestrator.core.roster import Roster
 from caption_flow.protocol.messages import LeaseId
 
@@ -119,6 +128,10 @@ class Ledger:
         held = self._book.lease(lease)
         return held is not None and held.live
 
+    def knows(self, lease: int) -> bool:
+        """Tell whether a lease, live or over, may still bring something."""
+        return self._book.lease(lease) is not None
+
     def may_read(self, session: str, lease: int, items: Iterable[int]) -> str | None:
         """Return the shard if the session holds the lease and all items are within it."""
         held = self._book.lease(lease)
@@ -144,15 +157,20 @@ class Ledger:
     ) -> None:
         """Take over what an earlier orchestrator left on disk; call once, before any event.
 
-        Sessions of restored leases have ``lease_seconds`` to come back. Leases with nothing left to
-        do are not restored.
+        Sessions of restored leases have ``lease_seconds`` to come back. Leases whose items are all
+        terminal are not restored.
         """
         for name in {**counts, **terminal}:
             done = terminal.get(name) or RangeSet()
             self._terminal += self._listing.restore(name, counts.get(name, 0), done)
         chunks: dict[tuple[str, int], Chunk] = {}
-        for stored in leases:
+        # What is over comes last: its items are whoever's that holds them, or wait.
+        for stored in sorted(leases, key=lambda stored: not stored.live):
             self._restore_lease(stored, chunks, now)
+        for chunk in chunks.values():
+            waiting = chunk.open & ~chunk.held()
+            if waiting:
+                self._backlog.put(Piece(chunk, waiting))
 
     def _restore_lease(
         self, stored: StoredLease, chunks: dict[tuple[str, int], Chunk], now: float
@@ -164,12 +182,16 @@ class Ledger:
         chunk.count = max(chunk.count, count)
         chunk.open |= mask_of(self._listing.claim(shard, granted), first)
         # Items that a lease before this one has claimed were being done twice, and still are.
-        piece = Piece(chunk, chunk.open & mask_of(granted, first))
-        if piece.mask:
-            chunks[shard, first] = chunk
+        open_items = chunk.open & mask_of(granted, first)
+        if not open_items:
+            return
+        chunks[shard, first] = chunk
+        if stored.live:
             session = self._roster.expect(stored.session, stored.worker, now)
-            lease_id = LeaseId(stored.lease)
-            self._book.enter(lease_id, session, piece, mask_of(granted, first), now)
+        else:
+            session = Session(stored.session, stored.worker, now)
+        piece = Piece(chunk, open_items if stored.live else 0)
+        self._book.enter(LeaseId(stored.lease), session, piece, mask_of(granted, first), now)
 
     # ------------------------------------------------------------------ events
 
@@ -182,13 +204,15 @@ class Ledger:
             case ev.Reported():
                 self._report(event, effects, now)
             case ev.Committed(ticket):
-                self._terminal += self._book.arrived(ticket)
+                self._terminal += self._book.arrived(ticket, effects)
             case ev.Heard(session):
                 self._roster.hear(session, now)
-            case ev.Wanted(session, chunks, width):
-                self._roster.want(session, 0 if self.finished else chunks, width, now)
+            case ev.Wanted(session, chunks, width, idle):
+                self._roster.want(session, 0 if self.finished else chunks, width, idle, now)
             case ev.Released():
                 self._release(event, effects, now)
+            case ev.Recalled():
+                self._take_back(event, effects, now)
             case ev.ItemsFound(shard, count):
                 if self._listing.grow(shard, count):
                     self._announced = False
@@ -197,13 +221,13 @@ class Ledger:
             case ev.SessionJoined():
                 self._join(event, effects, now)
             case ev.SessionDropped(session):
-                self._roster.drop(session, now)
+                self._drop(session, now)
             case ev.SessionLeft(session):
                 self._leave(session, effects, now)
             case ev.CommitRejected(ticket):
                 self._reject(ticket, now)
             case ev.Reopened(shard, items):
-                self._reopen(shard, items)
+                self._reopen(shard, items, effects)
             case ev.Ticked():
                 self._expire(effects, now)
             case ev.Paused():
@@ -219,11 +243,12 @@ class Ledger:
             effects.append(ev.Finish())
         return effects
 
-    def _reopen(self, shard: str, items: Iterable[int]) -> None:
+    def _reopen(self, shard: str, items: Iterable[int], effects: Effects) -> None:
         """Make terminal items uncut: reports on earlier leases of them no longer count."""
         done = RangeSet.of(items)
         for start, stop in self._book.unfinished(shard):
             done.remove(start, stop)
+        self._book.disown(shard, done, effects)
         reopened = self._listing.give_back(shard, done)
         self._terminal -= reopened
         self._announced = self._announced and not reopened
@@ -232,21 +257,32 @@ class Ledger:
 
     def _join(self, event: ev.SessionJoined, effects: Effects, now: float) -> None:
         session = self._roster.join(event.session, event.worker, now)
+        self._hand_out.answered(session)
         for lease in list(session.leases.values()):
-            if lease.id not in event.holds:
+            named = lease.chunk.mask_of(event.holds.get(lease.id, ())) or 0
+            if not named & lease.mask:
                 self._give_up(lease, effects, "not held any more", now)
-            elif lease.mask != lease.granted:
-                # What was taken from it meanwhile, nobody could tell it.
-                effects.append(lease.trim(lease.granted & ~lease.mask))
+                continue
+            # What it gave up, or was told is no longer its own, may not have reached the disk.
+            self._take_from(lease, lease.mask & ~named, effects)
+            # What was taken from it meanwhile, nobody could tell it.
+            if named & ~lease.mask:
+                effects.append(lease.trim(named & ~lease.mask))
         if self.finished:
             effects.append(ev.Finish(session.id))
+
+    def _drop(self, session_id: str, now: float) -> None:
+        self._roster.drop(session_id, now)
+        session = self._roster.get(session_id)
+        if session is not None:
+            self._hand_out.answered(session)
 
     def _leave(self, session_id: str, effects: Effects, now: float) -> None:
         session = self._roster.get(session_id)
         if session is not None:
             for lease in list(session.leases.values()):
                 self._give_up(lease, effects, "worker left", now)
-            self._roster.forget(session)
+            self._forget(session)
 
     def _expire(self, effects: Effects, now: float) -> None:
         for session in self._roster.silent_since(now - self.policy.lease_seconds):
@@ -260,7 +296,11 @@ class Ledger:
                     self._give_up(lease, effects, "not seen since the restart", now)
             self._roster.set_hunger(session, 0)
             if session.dropped_at is not None:
-                self._roster.forget(session)
+                self._forget(session)
+
+    def _forget(self, session: Session) -> None:
+        self._hand_out.answered(session)
+        self._roster.forget(session)
 
     def _answer(self, name: str, effects: Effects) -> None:
         """Every `Wanted` is answered: by what was granted, by the end, or by a wait."""
@@ -288,6 +328,25 @@ class Ledger:
         if event.suspects:
             self._acquit(lease, event.suspects)
         self._lose(lease, effects, event.reason or "its engine died", now)
+
+    def _take_back(self, event: ev.Recalled, effects: Effects, now: float) -> None:
+        session = self._roster.hear(event.session, now)
+        if session is None:
+            return
+        self._hand_out.answered(session, spared=any(event.leases.values()))
+        for lease_id, items in event.leases.items():
+            lease = self._book.lease(lease_id)
+            if lease is None or lease.session.id != event.session:
+                continue  # over meanwhile; of somebody else's nothing is taken
+            named = lease.chunk.mask_of(items) or 0
+            self._take_from(lease, lease.mask & named, effects)
+
+    def _take_from(self, lease: Lease, mask: int, effects: Effects) -> None:
+        """Let items wait that a lease's worker does not have any more."""
+        if mask:
+            alone = mask & ~lease.chunk.held(besides=lease)
+            self._book.shrink(lease, mask, effects)
+            self._wait(lease, alone, lease.attempts)
 
     def _acquit(self, lease: Lease, suspects: Iterable[int]) -> None:
         """Return all items of a lease but the suspects, with nothing against them."""

@@ -41,7 +41,7 @@ class Policy:
 
 @dataclass(frozen=True, slots=True)
 class StoredLease:
-    """A lease as it was remembered on disk; ``items`` are item indices."""
+    """A lease as it was remembered on disk, live or over; ``items`` are item indices."""
 
     lease: int
     session: str
@@ -50,6 +50,7 @@ class StoredLease:
     chunk_first: int
     chunk_count: int
     items: Iterable[int]
+    live: bool = True
 
 
 @dataclass(slots=True, eq=False)
@@ -142,8 +143,8 @@ class Lease:
         """Return the word to its worker that some items are no longer its own."""
         return ev.Trim(self.session.id, self.id, self.chunk.items(mask))
 
-    def remember(self, mask: int) -> ev.Remember:
-        """Return the word to the disk that these items are the lease."""
+    def remember(self) -> ev.Remember:
+        """Return the word to the disk that what it was granted has changed."""
         chunk = self.chunk
         return ev.Remember(
             self.id,
@@ -152,7 +153,8 @@ class Lease:
             chunk.shard,
             chunk.first,
             chunk.count,
-            chunk.items(mask),
+            chunk.items(self.granted),
+            self.live,
         )
 
 
@@ -165,8 +167,12 @@ class Session:
     heard_at: float
     width: int = 0
     """How many items it works on at once; 0 if it did not say."""
+    idle: int = 0
+    """How many items it had beyond those when it last asked, and was given since."""
     hungry: int = 0
     """How many leases it waits for."""
+    spent: bool = False
+    """Whether it has said that it has nothing to spare, and was given nothing since."""
     dropped_at: float | None = None
     known: bool = True
     """Whether it has said anything since this orchestrator started."""
@@ -178,8 +184,13 @@ class Session:
         return any(lease.isolated for lease in self.leases.values())
 
     @property
+    def is_starved(self) -> bool:
+        """Whether it waits for work and has nothing left to begin."""
+        return self.hungry > 0 and not self.idle
+
+    @property
     def left(self) -> int:
-        """How many items it has still to report."""
+        """How many items it has still to report; it may have finished some of them."""
         return sum(lease.mask.bit_count() for lease in self.leases.values())
 
 

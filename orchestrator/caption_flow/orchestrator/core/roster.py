@@ -71,11 +71,11 @@ class Roster:
                 self._dropped.discard(name)
         return session
 
-    def want(self, name: str, leases: int, width: int, now: float) -> None:
-        """Note that a session, which works on ``width`` items at once, waits for some leases."""
+    def want(self, name: str, leases: int, width: int, idle: int, now: float) -> None:
+        """Note that a session waits for some leases; see `Session` for ``width`` and ``idle``."""
         session = self.hear(name, now)
         if session is not None:
-            session.width = width
+            session.width, session.idle = width, idle
             self.set_hunger(session, leases)
 
     def drop(self, name: str, now: float) -> None:

@@ -6,7 +6,7 @@ Knows messages and who may send them. What an event leads to is the leader's bus
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
@@ -25,6 +25,7 @@ from caption_flow.protocol.messages import (
     Hello,
     Image,
     Problem,
+    Recalled,
     Release,
     Results,
     Shutdown,
@@ -71,7 +72,7 @@ class Leader(Protocol):
         """Whether the run is being ended."""
         ...
 
-    def welcome(self, link: Link, held: tuple[int, ...]) -> Welcome:
+    def welcome(self, link: Link, held: Collection[int]) -> Welcome:
         """Return the answer to a hello; ``held`` are leases the worker says it still has."""
         ...
 
@@ -179,8 +180,10 @@ class Conversations:
                 await link.unacknowledged.acquire()
                 report = ev.Reported(session, message.lease, message.seq, message.items)
                 self._leader.apply(report, link=link, payload=message.rows)
-            case Want(chunks, width):
-                self._leader.apply(ev.Wanted(session, max(1, chunks), width))
+            case Want(chunks, width, idle):
+                self._leader.apply(ev.Wanted(session, max(1, chunks), width, idle))
+            case Recalled(leases):
+                self._leader.apply(ev.Recalled(session, leases))
             case Heartbeat(stats):
                 link.stats = stats
                 self._leader.apply(ev.Heard(session))

@@ -15,6 +15,7 @@ from caption_flow.protocol.messages import (
     Image,
     LeaseId,
     OrchestratorMessage,
+    Recalled,
     RecipeSpec,
     Release,
     Want,
@@ -88,6 +89,13 @@ class BytesWanted:
 
 
 @dataclass(frozen=True, slots=True)
+class Withdrawn:
+    """The pipeline has let go of these begun items; none of them is in an engine."""
+
+    items: tuple[Key, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class StopAsked:
     """The worker's owner wants it to end: drain."""
 
@@ -104,7 +112,7 @@ class Ticked:
 class Send:
     """Send a message, after those before it."""
 
-    message: Want | Fetch | Release
+    message: Want | Fetch | Release | Recalled
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +132,16 @@ class Abandon:
     """Stop working on these items; their rows are no longer wanted."""
 
     items: tuple[Key, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Withdraw:
+    """Stop working on up to ``count`` items that are in no engine yet, the youngest ones first.
+
+    Answered by `Withdrawn`.
+    """
+
+    count: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,7 +181,7 @@ class Leave:
     sentence: str = ""
 
 
-Effect = Send | SendBatch[R] | SendHeartbeat | Abandon | Deliver | Adopt | Redial | Leave
+Effect = Send | SendBatch[R] | SendHeartbeat | Abandon | Withdraw | Deliver | Adopt | Redial | Leave
 Event = (
     Opened
     | Closed
@@ -173,6 +191,7 @@ Event = (
     | RecipeUnusable
     | RowFinished[R]
     | BytesWanted
+    | Withdrawn
     | StopAsked
     | Ticked
 )

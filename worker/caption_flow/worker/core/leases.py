@@ -73,6 +73,11 @@ class LeaseBook:
         """The leases that are not over, oldest first."""
         return tuple(self._leases)
 
+    def items(self, lease: LeaseId) -> frozenset[int]:
+        """Return the items of a lease that are waiting or begun."""
+        held = self._leases.get(lease)
+        return frozenset() if held is None else frozenset(held.waiting) | held.begun
+
     def take(self, granted: GrantedLease, recipe: str) -> None:
         """Take a lease in; items of a lease that is already held are added to it."""
         held = self._leases.setdefault(granted.lease, _Held(granted.lease, recipe))
@@ -114,15 +119,33 @@ class LeaseBook:
         self._close_if_over(held)
         return forgotten
 
-    def forget_waiting(self) -> tuple[LeaseId, ...]:
-        """Forget every item not begun; return the leases that had some."""
-        affected = tuple(held.id for held in self._leases.values() if held.waiting)
-        for lease in affected:
-            held = self._leases[lease]
+    def give(self, count: int) -> dict[LeaseId, tuple[int, ...]]:
+        """Forget up to ``count`` of the items not begun, those that would be begun last."""
+        given: dict[LeaseId, tuple[int, ...]] = {}
+        for held in reversed(list(self._leases.values())):
+            items = tuple(held.waiting)[max(0, len(held.waiting) - count) :]
+            if items:
+                given[held.id] = items
+                count -= self.trim(held.id, items)
+        return given
+
+    def withdraw(self, keys: Iterable[Key]) -> None:
+        """Forget begun items that are not worked on any more."""
+        for lease, index in keys:
+            if self.finish(lease, index):
+                self._granted -= 1
+
+    def has_waiting(self, lease: LeaseId) -> bool:
+        """Tell whether a lease has items that are not begun."""
+        held = self._leases.get(lease)
+        return held is not None and bool(held.waiting)
+
+    def forget_waiting(self) -> None:
+        """Forget every item not begun."""
+        for held in list(self._leases.values()):
             self._forgot(len(held.waiting))
             held.waiting.clear()
             self._close_if_over(held)
-        return affected
 
     def keep_only(self, leases: Collection[int]) -> tuple[Key, ...]:
         """Forget every other lease, begun items too; return the begun items that are lost."""
@@ -199,17 +222,26 @@ class Appetite:
 
     def __init__(self) -> None:
         self._asked_at: float | None = None
+        self._asked_idle = 0
         self._not_before = -math.inf
 
-    def is_due(self, waiting: int, *, width: int, rate: float, now: float) -> bool:
-        """Say whether to ask now. ``width`` is how many items the engine works on at once."""
+    def is_due(self, waiting: int, *, idle: int, width: int, rate: float, now: float) -> bool:
+        """Say whether to ask now.
+
+        ``width`` is how many items the engine works on at once, ``idle`` how many are held beyond
+        those. A question asked in good time is repeated when nothing is left to begin: it is then
+        that others may be asked to give something up.
+        """
+        if not idle and self._asked_idle:
+            return True
         if self._asked_at is not None and now - self._asked_at < ANSWER_SECONDS:
             return False
         return now >= self._not_before and waiting < max(width, math.ceil(rate * LEAD_SECONDS))
 
-    def asked(self, *, now: float) -> None:
+    def asked(self, *, idle: int, now: float) -> None:
         """Note that the question is on its way."""
         self._asked_at = now
+        self._asked_idle = idle
 
     def answered(self, *, now: float, again_after_seconds: float = 0.0) -> None:
         """Note the answer, and how long to wait before the next question."""
@@ -219,4 +251,5 @@ class Appetite:
     def start_over(self) -> None:
         """Forget question and answer: the connection they belonged to is gone."""
         self._asked_at = None
+        self._asked_idle = 0
         self._not_before = -math.inf

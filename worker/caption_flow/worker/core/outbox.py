@@ -83,6 +83,13 @@ class Outbox(Generic[R]):
         """The leases that unacknowledged rows belong to."""
         return frozenset(self._piles) | {batch.lease for batch in self._batches}
 
+    def items(self, lease: LeaseId) -> frozenset[int]:
+        """Return the items of a lease whose rows are not acknowledged."""
+        pile = self._piles.get(lease)
+        piled = () if pile is None else (one.item for one in pile.rows)
+        sealed = (item for batch in self._batches if batch.lease == lease for item in batch.items)
+        return frozenset((*piled, *sealed))
+
     def has_unsent(self, lease: LeaseId) -> bool:
         """Whether rows of the lease have not left on this connection."""
         return lease in self._piles or any(

@@ -10,6 +10,7 @@ event and returns what to do, in order. The rules:
 - Leases are asked for only by a worker that could begin at once: connected, engine ready, room in
   the outbox, and no end in sight.
 - A lease is given back only after the rows of its begun items have left.
+- Asked to give something up, the worker names exactly what it will not do.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ from caption_flow.protocol.messages import (
     LeaseId,
     Limits,
     OrchestratorMessage,
+    Recall,
+    Recalled,
     RecipeChanged,
     RecipeSpec,
     Release,
@@ -60,6 +63,8 @@ from caption_flow.worker.core.events import (
     SendHeartbeat,
     StopAsked,
     Ticked,
+    Withdraw,
+    Withdrawn,
 )
 from caption_flow.worker.core.fetches import Fetches
 from caption_flow.worker.core.leases import Appetite, Job, Key, LeaseBook, Rate
@@ -92,6 +97,14 @@ class _Ending:
     sentence: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class _Return:
+    """A lease on its way back, and what of it was unfinished when that was decided."""
+
+    release: Release
+    items: frozenset[int]
+
+
 class Session(Generic[R]):
     """One worker's session. See the module's docstring for its rules.
 
@@ -115,7 +128,9 @@ class Session(Generic[R]):
         self._heartbeat_at = -math.inf
         self._ending: _Ending | None = None
         self._ack_until: float | None = None
-        self._returns: dict[LeaseId, Release] = {}
+        self._returns: dict[LeaseId, _Return] = {}
+        self._giving: dict[LeaseId, tuple[int, ...]] = {}
+        """What is given up on a recall that the pipeline has still to answer."""
         self._stale: frozenset[LeaseId] = frozenset()
         """Leases that are no longer ours and have finished rows to send."""
         self._left = False
@@ -160,7 +175,14 @@ class Session(Generic[R]):
     def hello(self) -> Hello:
         """Return the first message of the next connection."""
         leases = {*self._book.held, *self._outbox.leases, *self._returns}
-        return msgspec.structs.replace(self._hello, leases=tuple(sorted(leases)))
+        held = {lease: tuple(sorted(self._unfinished(lease))) for lease in sorted(leases)}
+        return msgspec.structs.replace(self._hello, leases=held)
+
+    def _unfinished(self, lease: LeaseId) -> frozenset[int]:
+        """Return what the orchestrator is still to hear of a lease."""
+        back = self._returns.get(lease)
+        given_back = frozenset[int]() if back is None else back.items
+        return self._book.items(lease) | self._outbox.items(lease) | given_back
 
     def begin(self) -> Job | None:
         """Begin the next item, or return None while there is none or its row would not fit."""
@@ -188,6 +210,8 @@ class Session(Generic[R]):
                 self._finish(event, now)
             case BytesWanted(lease, item):
                 self._fetches.want(lease, item)
+            case Withdrawn(items):
+                self._give_up(items, effects)
             case EngineReady(width):
                 self._width = width
             case EngineLost(sentence, suspects):
@@ -248,6 +272,8 @@ class Session(Generic[R]):
                 self._outbox.acknowledge(seq)
             case Trim(lease, items):
                 self._book.trim(LeaseId(lease), items)
+            case Recall():
+                self._recall(effects)
             case Image(lease, item):
                 self._fetches.answered(LeaseId(lease), item, now=now)
                 effects.append(Deliver(message))
@@ -259,6 +285,26 @@ class Session(Generic[R]):
                 self._hear_finished(now)
             case _:
                 pass  # a second Welcome, Status, Problem: nothing to do with the state
+
+    @property
+    def _idle(self) -> int:
+        """Items held beyond what the engine works on, as far as can be told from here."""
+        return self._book.waiting + max(0, self._book.begun - (self._width or 0))
+
+    def _recall(self, effects: list[Effect[R]]) -> None:
+        """Give up half of what is not in the engine: what would be begun last, then what was."""
+        share = (self._idle + 1) // 2
+        self._giving = self._book.give(share)
+        missing = share - sum(map(len, self._giving.values()))
+        effects.append(Withdraw(missing))
+
+    def _give_up(self, withdrawn: tuple[Key, ...], effects: list[Effect[R]]) -> None:
+        self._book.withdraw(withdrawn)
+        for lease, item in withdrawn:
+            self._fetches.drop(lease, item)
+            self._giving[lease] = (*self._giving.get(lease, ()), item)
+        effects.append(Send(Recalled({int(one): items for one, items in self._giving.items()})))
+        self._giving = {}
 
     def _hear_finished(self, now: float) -> None:
         self._appetite.answered(now=now, again_after_seconds=FINISHED_PAUSE_SECONDS)
@@ -284,9 +330,8 @@ class Session(Generic[R]):
         for lease in self._book.held:
             blamed = tuple(sorted(item for suspect, item in suspects if suspect == lease))
             # A lease that had nothing in the engine is given back in peace.
-            self._returns[lease] = Release(
-                lease, engine_died=bool(blamed), suspects=blamed, reason=sentence
-            )
+            release = Release(lease, engine_died=bool(blamed), suspects=blamed, reason=sentence)
+            self._returns[lease] = _Return(release, self._book.items(lease))
         self._fail(sentence, work_until=-math.inf)
 
     def _fail(self, sentence: str, *, work_until: float) -> None:
@@ -308,8 +353,15 @@ class Session(Generic[R]):
         self._give_back()
 
     def _give_back(self) -> None:
-        for lease in self._book.forget_waiting():
-            self._returns.setdefault(lease, Release(lease, reason="the worker is stopping"))
+        for lease in self._book.held:
+            if self._book.has_waiting(lease):
+                self._give_lease_back(lease)
+        self._book.forget_waiting()
+
+    def _give_lease_back(self, lease: LeaseId) -> None:
+        """Give a lease back when the rows of what is begun have left, unless it is on its way."""
+        release = Release(lease, reason="the worker is stopping")
+        self._returns.setdefault(lease, _Return(release, self._book.items(lease)))
 
     # ------------------------------------------------------------------ what follows
 
@@ -335,11 +387,11 @@ class Session(Generic[R]):
             for lease in self._returns
             if lease not in held and not self._outbox.has_unsent(lease)
         ]
-        effects.extend(Send(self._returns.pop(lease)) for lease in back)
+        effects.extend(Send(self._returns.pop(lease).release) for lease in back)
         effects.extend(Send(fetch) for fetch in self._fetches.due(now=now))
         if self._wants_more(now):
-            self._appetite.asked(now=now)
-            effects.append(Send(Want(limits.chunks_per_request, self._width or 0)))
+            self._appetite.asked(idle=self._idle, now=now)
+            effects.append(Send(Want(limits.chunks_per_request, self._width or 0, self._idle)))
         if now - self._heartbeat_at >= limits.heartbeat_seconds:
             self._heartbeat_at = now
             effects.append(SendHeartbeat())
@@ -353,7 +405,11 @@ class Session(Generic[R]):
         if self._has_stale_rows():
             return False
         return self._appetite.is_due(
-            self._book.waiting, width=self._width, rate=self._rate.per_second(now=now), now=now
+            self._book.waiting,
+            idle=self._idle,
+            width=self._width,
+            rate=self._rate.per_second(now=now),
+            now=now,
         )
 
     def _has_stale_rows(self) -> bool:
@@ -361,7 +417,7 @@ class Session(Generic[R]):
 
     def _give_up_begun(self, effects: list[Effect[R]]) -> None:
         for lease in self._book.held:
-            self._returns.setdefault(lease, Release(lease, reason="the worker is stopping"))
+            self._give_lease_back(lease)
         effects.append(Abandon(self._book.keep_only(())))
         self._fetches.keep_only(())
 
