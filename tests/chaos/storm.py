@@ -340,7 +340,7 @@ class Storm:
             "acknowledged items looked for after kills": figures.checked,
             "done twice": f"{witness.done_twice} (held item by item; at most "
             f"{figures.in_flight.total()} in flight at kills and faults and "
-            f"{witness.shared.total()} shared near the end)",
+            f"{witness.shared.total()} that somebody else had done meanwhile)",
             "wall time": f"{took:.1f} s",
         }
         return "\n".join(f"  {name:42} {value}" for name, value in lines.items())

@@ -169,7 +169,7 @@ class Witness:
                     seen.granted[granted.lease] |= new
                     seen.acknowledged -= new
             case Trim(lease, items):
-                self.shared.update(items)
+                self.shared.update(i for i in items if (session, lease) not in self.works[i])
                 seen.granted[lease] -= set(items)
             case Finished():
                 self.finished_at.setdefault(session, asyncio.get_running_loop().time())

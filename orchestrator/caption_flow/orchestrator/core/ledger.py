@@ -260,11 +260,8 @@ class Ledger:
         self._hand_out.answered(session)
         for lease in list(session.leases.values()):
             named = lease.chunk.mask_of(event.holds.get(lease.id, ())) or 0
-            if not named & lease.mask:
-                self._give_up(lease, effects, "not held any more", now)
-                continue
             # What it gave up, or was told is no longer its own, may not have reached the disk.
-            self._take_from(lease, lease.mask & ~named, effects)
+            self._take_from(lease, lease.mask & ~named, effects, now)
             # What was taken from it meanwhile, nobody could tell it.
             if named & ~lease.mask:
                 effects.append(lease.trim(named & ~lease.mask))
@@ -339,11 +336,13 @@ class Ledger:
             if lease is None or lease.session.id != event.session:
                 continue  # over meanwhile; of somebody else's nothing is taken
             named = lease.chunk.mask_of(items) or 0
-            self._take_from(lease, lease.mask & named, effects)
+            self._take_from(lease, lease.mask & named, effects, now)
 
-    def _take_from(self, lease: Lease, mask: int, effects: Effects) -> None:
+    def _take_from(self, lease: Lease, mask: int, effects: Effects, now: float) -> None:
         """Let items wait that a lease's worker does not have any more."""
         if mask:
+            what = f"{mask.bit_count()} items of lease {lease.id} given up by {lease.worker}"
+            lease.chunk.tell(now, what)
             alone = mask & ~lease.chunk.held(besides=lease)
             self._book.shrink(lease, mask, effects)
             self._wait(lease, alone, lease.attempts)
