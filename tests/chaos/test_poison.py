@@ -73,13 +73,13 @@ async def test_an_item_that_kills_the_engine_is_put_aside_and_all_others_are_cap
         failed, others = split(stored_rows(fleet.data_dir))
         assert set(failed) == {POISONED}
         row = failed[POISONED]
-        assert row["error_kind"] == "engine_killed"
+        assert row["error_kind"] == "quarantined"
         assert "as it was told to" in row["error"]  # the engine's own last words
-        assert "died 3 times" in row["error"]
+        assert "after 3 attempts" in row["error"]
         assert row["worker"] in {"worker 1", "worker 2"}
         check_captions(others, without(expected, POISONED))
         await fleet.verify()
-        await try_again(fleet, "engine_killed", expected)
+        await try_again(fleet, "quarantined", expected)
 
 
 async def test_an_item_that_kills_the_worker_is_found_by_halving_and_quarantined(

@@ -117,6 +117,14 @@ def _links_to_photos(folder: Path) -> None:
     (folder / "docs" / "photos").symlink_to(folder / "photos")
 
 
+def _results_of_photos(folder: Path) -> None:
+    _photos(folder)
+    make_images(folder / "others", 3)
+    (folder / "others" / "000.png").unlink()
+    done = caption_flow("run", "photos", "--data-dir", "results", *SYNTHETIC, cwd=folder)
+    assert done.code == 0, done.said
+
+
 def _without_vllm(folder: Path) -> None:
     """Lay out everything that is installed but vLLM."""
     _photos(folder)
@@ -311,6 +319,14 @@ FOLDERS = {
         [rf"results is in use by another .*\(pid {os.getpid()} on .*{socket.gethostname()}\); .*"],
         given=_photos,
         during=_folder_in_use,
+    ),
+    "results of another dataset": Mistake(
+        ("run", "others", "--data-dir", "results", *SYNTHETIC),
+        [
+            r"results holds the captions of .*/photos, and others is another dataset: "
+            r"--data-dir DIR \(storage\.data_dir\) keeps them apart"
+        ],
+        given=_results_of_photos,
     ),
     "a file where the results should go": Mistake(
         (*RUN, "--data-dir", "taken/results"),

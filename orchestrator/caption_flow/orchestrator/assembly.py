@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections.abc import Callable, Iterable
+from contextlib import closing
 from pathlib import Path
 from typing import cast
 
@@ -13,9 +14,16 @@ from caption_flow.config.orchestrator import OrchestratorConfig
 from caption_flow.orchestrator.server.auth import Identity, Role, TokenTable
 from caption_flow.orchestrator.service import Orchestrator, Settings
 from caption_flow.orchestrator.sources.base import Source, SourceError
-from caption_flow.orchestrator.sources.local import SHARD, LocalSource, check_folder
+from caption_flow.orchestrator.sources.local import (
+    SHARD,
+    LocalSource,
+    check_folder,
+    check_same_dataset,
+    name_of_dataset,
+)
 from caption_flow.orchestrator.sources.scan import ScanOptions
 from caption_flow.storage.catalog import Catalog
+from caption_flow.storage.database import open_for_reading, read_meta
 from caption_flow.storage.store import RunStore
 from caption_flow.storage.writer import Write
 
@@ -39,6 +47,7 @@ async def assemble(
         StorageError: the run's folder cannot be used.
     """
     await asyncio.to_thread(check_dataset, config.dataset)
+    await asyncio.to_thread(_check_same_dataset, config)
     store = await asyncio.to_thread(RunStore, config.storage.data_dir)
     table = TokenTable()
     for role, name, token in tokens:
@@ -49,6 +58,7 @@ async def assemble(
         store,
         _source(config.dataset, store, limit, skip),
         table,
+        dataset=name_of_dataset(Path(config.dataset.dataset_path)),
         mock_results=config.mock_results,
         resume_leases=resume_leases,
     )
@@ -77,6 +87,17 @@ def check_dataset(dataset: DatasetConfig) -> None:
             "put the images into a folder and use type: local_filesystem"
         )
     check_folder(Path(dataset.dataset_path), scan_options(dataset))
+
+
+def _check_same_dataset(config: OrchestratorConfig) -> None:
+    """Look before the folder is opened: whoever is refused has changed nothing."""
+    data_dir = config.storage.data_dir
+    connection = open_for_reading(data_dir)
+    if connection is None:
+        return
+    with closing(connection), closing(Catalog(data_dir)) as catalog:
+        remembered = read_meta(connection, "dataset")
+        check_same_dataset(Path(config.dataset.dataset_path), remembered, catalog, data_dir)
 
 
 def scan_options(dataset: DatasetConfig) -> ScanOptions:

@@ -110,10 +110,11 @@ class Orchestrator:
         source: Source,
         tokens: TokenTable,
         *,
+        dataset: str,
         mock_results: bool = False,
         resume_leases: bool = True,
     ) -> None:
-        """Restore the run from its store.
+        """Restore the run from its store, which is to remember that it is about ``dataset``.
 
         Without ``resume_leases`` the workers of earlier days are known to be gone: what they held
         is handed out again at once instead of waiting for them.
@@ -124,6 +125,7 @@ class Orchestrator:
         self._spec: RecipeSpec = to_spec(recipe, mock_results)
         self._store = store
         self._source = source
+        self._dataset = dataset
         self._tokens = tokens
         self._clock: Callable[[], float] = time.monotonic
         leases = store.snapshot.leases if resume_leases else []
@@ -370,6 +372,7 @@ class Orchestrator:
     def _facts(self) -> SetMeta:
         return SetMeta(
             {
+                "dataset": self._dataset,
                 "recipe": self._recipe.fingerprint,
                 "output_fields": "\n".join(self._recipe.output_fields),
             }
@@ -389,6 +392,7 @@ class Orchestrator:
                 chunks_per_request=self.settings.chunks_per_request,
                 max_frame_bytes=MAX_FRAME_BYTES,
                 max_unacknowledged_batches=MOST_UNACKNOWLEDGED,
+                max_attempts=self.settings.max_attempts,
             ),
             leases=tuple(lease for lease in held if lease in leases),
             total=self._ledger.found if self._ledger.listed else None,

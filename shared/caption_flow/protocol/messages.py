@@ -56,6 +56,8 @@ class Limits(msgspec.Struct, frozen=True):
     chunks_per_request: Count
     max_frame_bytes: Count
     max_unacknowledged_batches: Count
+    max_attempts: Count = 3
+    """Deaths of an engine, or of a worker, with an item in it before the item is put aside."""
 
 
 class ItemDescription(msgspec.Struct, frozen=True, array_like=True):

@@ -26,9 +26,19 @@ class StorageFullError(StorageError):
     """The disk that holds the folder is full."""
 
 
+_FULL_CODES = frozenset(
+    {
+        sqlite3.SQLITE_FULL,
+        sqlite3.SQLITE_IOERR_WRITE,
+        sqlite3.SQLITE_IOERR_FSYNC,
+        sqlite3.SQLITE_IOERR_SHMSIZE,  # there is no room for the memory that readers share
+    }
+)
+
+
 def is_disk_full(error: BaseException) -> bool:
     """Tell whether an error of SQLite or the operating system means that space ran out."""
     if isinstance(error, sqlite3.OperationalError):
         code = getattr(error, "sqlite_errorcode", None)
-        return code in {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_WRITE, sqlite3.SQLITE_IOERR_FSYNC}
+        return code in _FULL_CODES
     return isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}

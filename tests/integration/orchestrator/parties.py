@@ -231,12 +231,14 @@ TOKENS = (
 
 
 @contextlib.asynccontextmanager
-async def led(tmp_path: Path, images: int = 32, **settings: Any) -> AsyncIterator[Run]:
+async def led(
+    tmp_path: Path, images: int = 32, *, root: Path | None = None, **settings: Any
+) -> AsyncIterator[Run]:
     """A run over so many pictures, led from this process, on a port of its own.
 
     A folder that is there already is taken as it is. Leaving stops the orchestrator at once.
     """
-    root, data_dir = tmp_path / "images", tmp_path / "run"
+    root, data_dir = root or tmp_path / "images", tmp_path / "run"
     if not root.exists():
         write_images(root, images)
     orchestrator = await assemble(configuration(root, data_dir, **settings), TOKENS)

@@ -12,6 +12,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from caption_flow.orchestrator.sources import local
+from caption_flow.orchestrator.sources.base import SourceError
 from caption_flow.protocol.identity import content_hash
 from caption_flow.protocol.messages import Finished, Grant, ItemDescription, Want
 from caption_flow.protocol.rows import CAPTIONED, FAILED, Row
@@ -253,3 +254,26 @@ async def test_a_kill_between_the_steps_of_a_change_repeats_or_loses_nothing(
         run, done = await run_once(tmp_path)
         assert done == ["folder 1/000006.bmp"]
         assert captions(run) == contents(tmp_path)
+
+
+# ---------------------------------------------------------------- another dataset
+
+
+async def test_a_dataset_that_was_moved_goes_on(tmp_path: Path) -> None:
+    images = tmp_path / "images"
+    async with led(tmp_path, images=4) as run:
+        await (await run.join()).work_until_finished()
+    moved = images.rename(tmp_path / "moved")
+    async with led(tmp_path, root=moved) as run:
+        assert (await (await run.join()).expect(Finished)).captioned == 4
+
+
+async def test_a_folder_of_other_images_is_refused_and_changes_nothing(tmp_path: Path) -> None:
+    async with led(tmp_path, images=4) as run:
+        await (await run.join()).work_until_finished()
+    write_images(tmp_path / "others", 4, first=100)
+    with pytest.raises(SourceError, match="is another dataset"):
+        async with led(tmp_path, root=tmp_path / "others"):
+            pass
+    async with led(tmp_path) as run:
+        assert (await (await run.join()).expect(Finished)).captioned == 4

@@ -471,12 +471,24 @@ async def test_an_item_that_kills_engines_is_found_and_fails_with_the_evidence()
         rows = await it.desk.has_rows(*range(40))
 
     assert [row.item_index for row in rows if row.status == "failed"] == [5]
-    assert rows[5].error_kind == "engine_killed"
+    assert rows[5].error_kind == "quarantined"
     assert rows[5].error == (
-        "stage 'default': the engine died 3 times with this item in it, the last time with "
+        "stage 'default': given up after 3 attempts that ended with the engine; the last one, with "
         "nothing else in it: it burst"
     )
     assert engine.starts == 4
+
+
+@pytest.mark.parametrize(("max_attempts", "deaths"), [(1, 3), (5, 5)])
+async def test_an_item_has_as_many_attempts_as_the_run_allows_the_last_one_alone(
+    max_attempts: int, deaths: int
+) -> None:
+    engine = ScriptedEngine(width=4, reply=deadly(2))
+    async with bench(ONE_STAGE, range(4), engine, max_attempts=max_attempts) as it:
+        rows = await it.desk.has_rows(*range(4))
+
+    assert rows[2].error_kind == "quarantined"
+    assert f"after {deaths} attempts" in (rows[2].error or "")
 
 
 async def test_several_killers_are_all_found() -> None:

@@ -470,13 +470,15 @@ def test_nobody_is_asked_for_a_worker_that_has_something_to_begin() -> None:
     assert not ada.is_asked_to_share()
 
 
-def test_who_has_vanished_before_it_answered_is_asked_anew() -> None:
+@pytest.mark.parametrize("noticed", [True, False])
+def test_who_has_vanished_before_it_answered_is_asked_anew(noticed: bool) -> None:
     run = rehearsal(items=9, rejoin_seconds=5)
     ada, bob = run.worker("ada"), run.worker("bob")
     lease = ada.gets()
     bob.asks()
     assert ada.is_asked_to_share()
-    ada.drops()
+    if noticed:
+        ada.drops()
     ada.joins(lease)
 
     bob.asks()

@@ -11,6 +11,7 @@ import contextlib
 import random
 import ssl
 from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Final, Literal, NoReturn, Protocol
@@ -171,10 +172,8 @@ class Client:
             if self._leaving:
                 return
             if lasted_seconds >= STEADY_SECONDS or patience.kind == "first":
-                # A delay must not cost the leases: there is time for a few dials within one.
-                lease_seconds = welcome.limits.lease_seconds
-                longest = min(LONGEST_DELAY_SECONDS, lease_seconds / DIALS_WITHIN_A_LEASE)
-                patience = _Patience(self._address, "again", longest)
+                longest_delay_seconds = longest_delay(welcome.limits.lease_seconds)
+                patience = _Patience(self._address, "again", longest_delay_seconds)
             await patience.wait(reason)
 
     # ------------------------------------------------------------------ dialling
@@ -297,6 +296,19 @@ class Client:
         return _UnluckyError(reason)
 
 
+def longest_delay(lease_seconds: float) -> float:
+    """Return the longest delay between dials that does not cost a worker its leases, in seconds."""
+    return min(LONGEST_DELAY_SECONDS, lease_seconds / DIALS_WITHIN_A_LEASE)
+
+
+def delays(longest_seconds: float) -> Iterator[float]:
+    """Yield delays without end, each twice the one before, up to the longest."""
+    delay_seconds = min(FIRST_DELAY_SECONDS, longest_seconds)
+    while True:
+        yield delay_seconds
+        delay_seconds = min(delay_seconds * 2, longest_seconds)
+
+
 class _Patience:
     """When to dial again, with delays that grow up to a longest one, and when to give up."""
 
@@ -310,8 +322,7 @@ class _Patience:
         self._address = address
         self._seconds = address.connect_seconds if kind == "first" else address.reconnect_seconds
         self._until = asyncio.get_running_loop().time() + self._seconds
-        self._longest_delay_seconds = longest_delay_seconds
-        self._delay_seconds = min(FIRST_DELAY_SECONDS, longest_delay_seconds)
+        self._delays = delays(longest_delay_seconds)
         self._said = False
 
     async def wait(self, reason: str) -> None:
@@ -330,8 +341,7 @@ class _Patience:
                 for_seconds=round(self._seconds),
             )
         # Jitter: workers that lost the same orchestrator must not all come back at once.
-        delay_seconds = self._delay_seconds * random.SystemRandom().uniform(0.5, 1.0)
-        self._delay_seconds = min(self._delay_seconds * 2, self._longest_delay_seconds)
+        delay_seconds = next(self._delays) * random.SystemRandom().uniform(0.5, 1.0)
         await asyncio.sleep(min(delay_seconds, left))
 
 

@@ -6,7 +6,7 @@ slots as the engine wants requests. Who holds which lease, and what becomes of a
 business.
 
 When an engine dies, the items in it keep their finished stages and are tried again; one that was in
-it twice is tried alone, and one that kills it alone becomes a failed row with the evidence.
+it twice is tried alone, and one that kills it alone, too, is put aside with the evidence.
 """
 
 from __future__ import annotations
@@ -39,10 +39,12 @@ from caption_flow.worker.supervision import SupervisedEngine
 
 log = structlog.get_logger()
 
-ENGINE_KILLED: Final = "engine_killed"
+QUARANTINED: Final = "quarantined"
+"""The orchestrator's word, too, for an item that it found by halving: one kind for one thing."""
 INTERNAL_ERROR: Final = "internal_error"
 
 LOOK_AHEAD_BYTES: Final = 2**30
+MAX_ATTEMPTS: Final = 3
 FIRST_GUESS_BYTES: Final = 4 * 2**20
 
 
@@ -157,7 +159,9 @@ class Pipeline:
         *,
         look_ahead_items: int | None = None,
         look_ahead_bytes: int = LOOK_AHEAD_BYTES,
+        max_attempts: int = MAX_ATTEMPTS,
     ) -> None:
+        self._max_attempts = max_attempts
         self._desk = desk
         self._loader = loader
         self._engines = engines
@@ -299,7 +303,8 @@ class Pipeline:
             except EngineDied:
                 if deaths >= 2:  # it was alone in there
                     await engine.prove()
-                    raise ItemError(ENGINE_KILLED, _evidence(stage, carried.deaths)) from None
+                    if len(carried.deaths) >= self._max_attempts:
+                        raise ItemError(QUARANTINED, _evidence(stage, carried.deaths)) from None
         ordered = [answers[number] for number in range(len(prompts))]
         draft.add(stage, ordered, model=engine.model, seconds=loop.time() - began)
 
@@ -351,8 +356,8 @@ class Pipeline:
 
 def _evidence(stage: Stage, deaths: list[str]) -> str:
     return (
-        f"stage '{stage.name}': the engine died {len(deaths)} times with this item in it, the last "
-        f"time with nothing else in it: {deaths[-1]}"
+        f"stage '{stage.name}': given up after {len(deaths)} attempts that ended with the engine; "
+        f"the last one, with nothing else in it: {deaths[-1]}"
     )
 
 

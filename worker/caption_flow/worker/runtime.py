@@ -65,7 +65,12 @@ from caption_flow.worker.draft import size_of
 from caption_flow.worker.engines.base import Engine, EngineError
 from caption_flow.worker.images.load import ImageError
 from caption_flow.worker.loading import MISSING, ImageLoader
-from caption_flow.worker.pipeline import LOOK_AHEAD_BYTES, EngineGoneError, Pipeline
+from caption_flow.worker.pipeline import (
+    LOOK_AHEAD_BYTES,
+    MAX_ATTEMPTS,
+    EngineGoneError,
+    Pipeline,
+)
 from caption_flow.worker.supervision import SupervisedEngine
 
 log = structlog.get_logger()
@@ -121,6 +126,7 @@ class Runtime:
         self._is_handling = False
         self._left: asyncio.Future[Leave] = asyncio.get_running_loop().create_future()
         self._aborted = False
+        self._max_attempts = MAX_ATTEMPTS
         self.finished: Finished | None = None
 
     # ------------------------------------------------------------------ from the outside
@@ -177,6 +183,7 @@ class Runtime:
     def opened(self, welcome: Welcome) -> None:
         """Note that the orchestrator answered."""
         log.info("connected", worker=welcome.worker, total=welcome.total)
+        self._max_attempts = welcome.limits.max_attempts
         self._post(Opened(welcome))
 
     def heard(self, message: OrchestratorMessage) -> None:
@@ -325,6 +332,7 @@ class Runtime:
                 self._engines,
                 look_ahead_items=self._capacity.look_ahead_items,
                 look_ahead_bytes=self._capacity.look_ahead_bytes,
+                max_attempts=self._max_attempts,
             )
             for known in self._recipes.values():
                 pipeline.use(known)

@@ -35,6 +35,7 @@ SHARD: Final = "default"
 _FIRST_BATCH: Final = 64
 _BATCH: Final = 2000
 _EXAMPLES: Final = 5
+_SAMPLED: Final = 64
 _LARGEST_FILE: Final = MAX_FRAME_BYTES - 2**16
 
 
@@ -198,6 +199,37 @@ def check_folder(root: Path, options: ScanOptions) -> None:
         raise SourceError(f"the folder {root} cannot be read: permission denied")
     if next(scan(str(root), options), None) is None:
         raise SourceError(_nothing_in(root, options))
+
+
+def name_of_dataset(root: Path) -> str:
+    """Return what a run's folder remembers of the dataset it is about."""
+    return readable_path(os.fsencode(root.absolute()))
+
+
+def check_same_dataset(
+    root: Path, remembered: str | None, catalog: Catalog, data_dir: Path
+) -> None:
+    """Raise `SourceError` if a run's folder is about other images than those below ``root``.
+
+    A dataset that was moved is still the same: half of the files first listed are where they were
+    within it. One at the remembered place is, whatever has become of its files.
+    """
+    if remembered in {None, name_of_dataset(root)}:
+        return
+    listed = [entry for entry in catalog.entries(SHARD, range(_SAMPLED)) if entry.path is not None]
+    there = sum(_size_of(root / os.fsdecode(entry.path or b"")) == entry.size for entry in listed)
+    if 2 * there < len(listed):
+        raise SourceError(
+            f"{data_dir} holds the captions of {remembered}, and {root} is another dataset: "
+            "--data-dir DIR (storage.data_dir) keeps them apart"
+        )
+
+
+def _size_of(path: Path) -> int | None:
+    try:
+        return path.stat().st_size
+    except (OSError, ValueError):
+        return None
 
 
 def first_files(root: Path, options: ScanOptions) -> Iterator[FoundFile]:
