@@ -208,8 +208,8 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
         "asked again before the answer",
         "for each idle worker one other is asked, and once",
         "handout",
-        "if session in self._asked.values():",
-        "if not self._asked.values():",
+        "if session in self._helped:",
+        "if session in self._helped and False:",
     ),
     _ledger(
         "answer waited for in vain",

@@ -425,6 +425,17 @@ def test_a_worker_is_asked_once_for_each_that_is_idle_and_not_again_before_it_an
     assert len(run.tells(ev.Recall)) == 1
 
 
+def test_for_one_idle_worker_one_other_is_asked_at_a_time() -> None:
+    run = rehearsal(items=20, listed=False)
+    ada, bob, cleo = (run.worker(name) for name in ("ada", "bob", "cleo"))
+    ada.asks()
+    bob.asks()
+    for _ in range(3):
+        cleo.asks()
+
+    assert len(run.tells(ev.Recall)) == 1
+
+
 def test_who_has_given_up_something_is_asked_for_more() -> None:
     run = rehearsal(items=20)
     ada, bob, cleo = (run.worker(name) for name in ("ada", "bob", "cleo"))

@@ -26,10 +26,11 @@ class HandOut:
         self._roster = roster
         self._asked: dict[Session, Session] = {}
         """Who was asked to give something up and has not answered, and on whose behalf."""
+        self._helped: set[Session] = set()
 
     def answered(self, session: Session, *, spared: bool = True) -> None:
         """Note that a session has answered a recall, or that its answer will not come."""
-        self._asked.pop(session, None)
+        self._helped.discard(self._asked.pop(session, session))
         session.spent = not spared
 
     def feed(self, event: ev.Event, effects: Effects, now: float) -> None:
@@ -64,11 +65,12 @@ class HandOut:
 
     def _share(self, session: Session, tail: Tail, effects: Effects, now: float) -> None:
         """Nothing waits for it: let a session help the one with the most left to do."""
-        if session in self._asked.values():
+        if session in self._helped:
             return
         busy = tail.busiest()
         if busy is not None:
             self._asked[busy] = session
+            self._helped.add(session)
             effects.append(ev.Recall(busy.id))
             return
         offer = None if session.left else tail.take(session)
