@@ -32,6 +32,8 @@ from caption_flow.protocol.messages import (
     ItemDescription,
     OrchestratorMessage,
     Problem,
+    Recall,
+    Recalled,
     RecipeChanged,
     RecipeSpec,
     Release,
@@ -257,6 +259,26 @@ async def test_trimmed_items_are_not_done() -> None:
         assert [row["item_index"] for row in rows] == list(range(20))
         await peer.send(Wait(60.0))
         assert not it.task.done()
+
+
+async def test_what_is_given_up_on_a_recall_is_named_and_not_done() -> None:
+    engine = ScriptedEngine(width=1)
+    async with scripted_orchestrator() as orchestrator, worker(orchestrator, engine):
+        peer = await orchestrator.joined()
+        await peer.expect(Want)
+        await peer.grant(1, list(range(64)))
+        await peer.serve_images(IMAGES, until=9)  # one in the engine, eight loaded ahead of it
+        await engine.has_prompt("Describe.")
+
+        await peer.send(Recall())
+
+        given = (await peer.expect(Recalled)).leases
+        assert given == {1: tuple(range(32, 64))}, "half of what is not in the engine"
+        engine.reply = lambda _: "a caption"
+        engine.answer("Describe.")
+        await peer.serve_images(IMAGES, until=32 - 9)
+        rows = await peer.rows(32)
+        assert [row["item_index"] for row in rows] == list(range(32))
 
 
 # --------------------------------------------------------------------------- losing the connection

@@ -161,6 +161,36 @@ async def test_a_next_stage_with_more_prompts_is_not_overtaken_by_younger_items(
         await engine.has("a one", "b one")
 
 
+async def test_items_that_are_in_no_engine_are_given_up_the_youngest_first() -> None:
+    engine = ScriptedEngine(width=2)
+    async with bench(ONE_STAGE, range(6), engine) as it:
+        await engine.has("item 0", "item 1")
+        await engine.until(lambda: len(it.loader.asked) == 6)
+
+        assert it.pipeline.withdraw(3) == ((LeaseId(1), 5), (LeaseId(1), 4), (LeaseId(1), 3))
+        assert it.pipeline.withdraw(9) == ((LeaseId(1), 2),), "what is in an engine stays"
+        assert it.pipeline.withdraw(9) == ()
+
+        engine.answer("item 0")
+        engine.answer("item 1")
+        await it.desk.has_rows(0, 1)
+        assert engine.prompts() == []
+        assert set(it.desk.rows) == {0, 1}
+
+
+async def test_an_item_between_its_stages_is_not_given_up() -> None:
+    engine = ScriptedEngine(width=1)
+    async with bench(TWO_STAGES, [0, 1], engine) as it:
+        await engine.has("item 0")
+        engine.answer("item 0", "a")
+
+        assert it.pipeline.withdraw(9) == ((LeaseId(1), 1),)
+
+        await engine.has("again a")
+        engine.answer("again a")
+        await it.desk.has_rows(0)
+
+
 async def test_the_engine_is_full_and_never_overfull() -> None:
     engine = ScriptedEngine(width=3)
     async with bench(ONE_STAGE, range(20), engine) as it:
