@@ -12,8 +12,7 @@ import pytest
 from tests.chaos.storm import SETTINGS, Storm
 from tests.support.fleet import Fleet, write_images
 
-SHORT_ITEMS = 2_500
-LONG_ITEMS = 20_000
+ITEMS = 20_000
 
 KILLS = ["kill orchestrator", "kill worker"]
 OTHERS = ["cut", "freeze", "slow", "stop worker", "drain orchestrator", "drain worker"]
@@ -32,7 +31,7 @@ async def test_a_run_survives_kills_cuts_freezes_stops_and_drains(
     plan = 3 * KILLS + OTHERS
     chance.shuffle(plan)
     say(f"\nCHAOS_SEED={number}")
-    written = write_images(tmp_path / "images", SHORT_ITEMS)
+    written = write_images(tmp_path / "images", ITEMS, folders=20)
     async with Fleet(tmp_path, **SETTINGS) as fleet, Storm(fleet, number, say) as storm:
         engine = {"latency_ms": 60, "latency_jitter": 0.5, "requests_in_flight": 4}
         await storm.begin(engine, engine, {**engine, "latency_ms": 120})
@@ -53,7 +52,7 @@ async def test_a_long_run_survives_fifty_kills_and_more(
     plan = 27 * KILLS + 5 * OTHERS
     chance.shuffle(plan)
     say(f"\nCHAOS_SEED={number}")
-    written = write_images(tmp_path / "images", LONG_ITEMS, folders=20)
+    written = write_images(tmp_path / "images", ITEMS, folders=20)
     async with Fleet(tmp_path, **SETTINGS) as fleet, Storm(fleet, number, say) as storm:
         # So slow that the run outlasts the storm.
         engine = {"latency_ms": 130, "latency_jitter": 0.5, "requests_in_flight": 4}
