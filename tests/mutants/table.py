@@ -208,8 +208,8 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
         "asked again before the answer",
         "for each idle worker one other is asked, and once",
         "handout",
-        "if session in self._helped:",
-        "if session in self._helped and False:",
+        "busy = None if session in self._helped else tail.busiest()",
+        "busy = tail.busiest()",
     ),
     _ledger(
         "answer waited for in vain",

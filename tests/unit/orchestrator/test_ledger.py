@@ -540,6 +540,22 @@ def test_a_worker_that_brings_results_is_no_straggler_however_old_its_lease() ->
     assert bob.was_given() is not None
 
 
+def test_a_worker_that_never_answers_is_waited_for_no_longer_than_any_straggler() -> None:
+    run = rehearsal(items=9, straggler_seconds=60, lease_seconds=1000)
+    ada, bob = run.worker("ada"), run.worker("bob")
+    lease = ada.gets()
+    assert bob.asks() is None
+    assert ada.is_asked_to_share()
+    run.waits(59)
+    assert bob.was_given() is None
+
+    run.waits(1)
+
+    given = bob.was_given()
+    assert given is not None
+    assert given.items == lease.items
+
+
 def test_what_can_be_given_up_is_shared_before_anything_is_done_twice() -> None:
     run = rehearsal(items=14, chunk_size=10, straggler_seconds=60, lease_seconds=1000)
     ada, bob, cleo = (run.worker(name) for name in ("ada", "bob", "cleo"))

@@ -65,9 +65,7 @@ class HandOut:
 
     def _share(self, session: Session, tail: Tail, effects: Effects, now: float) -> None:
         """Nothing waits for it: let a session help the one with the most left to do."""
-        if session in self._helped:
-            return
-        busy = tail.busiest()
+        busy = None if session in self._helped else tail.busiest()
         if busy is not None:
             self._asked[busy] = session
             self._helped.add(session)
