@@ -55,8 +55,8 @@ async def test_a_long_run_survives_fifty_kills_and_more(
     written = write_images(tmp_path / "images", ITEMS, folders=20)
     async with Fleet(tmp_path, **SETTINGS) as fleet, Storm(fleet, number, say) as storm:
         # So slow that the run outlasts the storm.
-        engine = {"latency_ms": 130, "latency_jitter": 0.5, "requests_in_flight": 4}
-        await storm.begin(engine, engine, {**engine, "latency_ms": 260}, engine)
+        engine = {"latency_ms": 200, "latency_jitter": 0.5, "requests_in_flight": 4}
+        await storm.begin(engine, engine, {**engine, "latency_ms": 400}, engine)
         await storm.unleash(plan, pause_seconds=(0.2, 4.0))
         await storm.add_worker({"latency_ms": 1, "requests_in_flight": 32})
         await storm.end()
