@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from itertools import count as counter
 
 from caption_flow.orchestrator.core import events as ev
-from caption_flow.orchestrator.core.masks import mask_of, runs, union
+from caption_flow.orchestrator.core.masks import runs, union
 from caption_flow.orchestrator.core.ranges import RangeSet
 from caption_flow.orchestrator.core.records import Chunk, Lease, OnTheWay, Piece, Policy, Session
 from caption_flow.protocol.messages import LeaseId
@@ -42,8 +42,17 @@ class Book:
         session.idle += count
         session.spent = False
         chunk.tell(now, f"lease {lease.id}: {count} items to {session.worker}")
-        items = chunk.items(lease.mask)
-        effects.append(ev.Grant(session.id, lease.id, chunk.shard, chunk.first, chunk.count, items))
+        effects.append(
+            ev.Grant(
+                session.id,
+                lease.id,
+                chunk.shard,
+                chunk.first,
+                chunk.count,
+                chunk.items(lease.mask),
+                lease.stage,
+            )
+        )
 
     def enter(
         self, lease_id: LeaseId, session: Session, piece: Piece, granted: int, now: float
@@ -60,6 +69,7 @@ class Book:
             granted,
             piece.mask,
             progress_at=now,
+            stage=piece.stage,
             attempts=piece.attempts,
             evidence=piece.evidence,
             isolated=self._policy.isolates(piece.attempts),
@@ -97,42 +107,74 @@ class Book:
     def disown(self, shard: str, items: RangeSet, effects: Effects) -> None:
         """Have no lease bring anything for items any more: they have changed."""
         for chunk in self.chunks:
-            if chunk.shard != shard:
-                continue
-            mask = mask_of(items.within(chunk.first, chunk.first + chunk.count), chunk.first)
-            for lease in chunk.leases:
-                if lease.granted & mask:
-                    lease.granted &= ~mask
-                    effects.append(lease.remember())
+            if chunk.shard == shard:
+                self._disown(chunk, chunk.among(items), effects)
 
-    def to_commit(self, chunk: Chunk, mask: int) -> ev.Ticket:
+    def rewind(self, shard: str, items: RangeSet, effects: Effects) -> list[Piece]:
+        """Have items with stages behind them begin again; return them, whom nobody holds any more.
+
+        What is on its way to a later stage begins again when it is there.
+        """
+        for commit in self._on_the_way.values():
+            if commit.chunk.shard == shard:
+                commit.again |= commit.mask & commit.chunk.among(items)
+        rewound: list[Piece] = []
+        for chunk in self.chunks:
+            mask = chunk.among(items) if chunk.shard == shard else 0
+            self._disown(chunk, mask & chunk.committing, effects)
+            mask &= union(chunk.between.values())
+            self._disown(chunk, mask, effects)
+            if mask:
+                chunk.dismiss(mask)
+                chunk.admit(mask, 0)
+                rewound.append(Piece(chunk, mask))
+        return rewound
+
+    def _disown(self, chunk: Chunk, mask: int, effects: Effects) -> None:
+        """Have no lease hold items any more, nor bring anything for them."""
+        for lease in chunk.leases:
+            if lease.mask & mask:
+                self.take_from(lease, mask, effects)
+            if lease.granted & mask:
+                lease.granted &= ~mask
+                effects.append(lease.remember())
+
+    def to_commit(
+        self, chunk: Chunk, mask: int, *, stage: int, reached: int | None = None
+    ) -> ev.Ticket:
         """Note that open items, which nobody holds any more, are on their way to disk."""
-        chunk.open &= ~mask
+        chunk.dismiss(mask)
         chunk.committing |= mask
         self.committing += mask.bit_count()
         ticket = ev.Ticket(next(self._ticket_ids))
-        self._on_the_way[ticket] = OnTheWay(chunk, mask)
+        self._on_the_way[ticket] = OnTheWay(chunk, mask, stage, reached)
         return ticket
 
-    def arrived(self, ticket: ev.Ticket, effects: Effects) -> int:
-        """Note that a commit's items are durable; return how many. Done chunks are forgotten."""
+    def arrived(self, ticket: ev.Ticket, effects: Effects) -> tuple[int, list[Piece]]:
+        """Note that a commit's items are durable. Done chunks are forgotten.
+
+        Returns how many are terminal, and those that are at a later stage now, whom nobody holds.
+        """
         commit = self._on_the_way.pop(ticket, None)
         if commit is None:
-            return 0
+            return 0, []
         chunk = self._off_the_way(commit)
+        if commit.reached is not None:
+            return 0, _open_again(commit, commit.reached)
         if not chunk.open and not chunk.committing:
             del self.chunks[chunk]
             for lease in chunk.leases:
                 del self._leases[lease.id]
                 effects.append(ev.ForgetLease(lease.id))
-        return commit.mask.bit_count()
+        return commit.mask.bit_count(), []
 
-    def refused(self, ticket: ev.Ticket) -> OnTheWay | None:
+    def refused(self, ticket: ev.Ticket) -> list[Piece]:
         """Note that a commit did not happen: its items are open again, and nobody holds them."""
         commit = self._on_the_way.pop(ticket, None)
-        if commit is not None:
-            self._off_the_way(commit).open |= commit.mask
-        return commit
+        if commit is None:
+            return []
+        self._off_the_way(commit)
+        return _open_again(commit, commit.stage)
 
     def unfinished(self, shard: str) -> Iterator[tuple[int, int]]:
         """Yield the ranges of a shard's items that are open or on their way to disk."""
@@ -173,8 +215,18 @@ class Book:
         for lease in leases:
             assert bool(lease.mask) == lease.live, f"lease {lease.id} is live and empty, or over"
             assert lease.mask & ~lease.granted == 0
+            assert lease.mask & ~lease.chunk.at(lease.stage) == 0, "leased at another stage"
             assert self._leases[lease.id] is lease
         assert self.committing == sum(chunk.committing.bit_count() for chunk in self.chunks)
+
+
+def _open_again(commit: OnTheWay, stage: int) -> list[Piece]:
+    """Have the items of a commit open at a stage; those that begin again, at the first one."""
+    chunk, again = commit.chunk, commit.again
+    pieces = [Piece(chunk, commit.mask & ~again, stage=stage), Piece(chunk, again)]
+    for piece in pieces:
+        chunk.admit(piece.mask, piece.stage)
+    return [piece for piece in pieces if piece.mask]
 
 
 def _check_chunk(chunk: Chunk) -> None:
@@ -184,3 +236,8 @@ def _check_chunk(chunk: Chunk) -> None:
     assert not chunk.open & chunk.committing, f"{chunk}: open and committing"
     assert not waiting & leased, f"{chunk}: waiting and leased"
     assert waiting | leased == chunk.open, f"{chunk}: open items lost"
+    between = list(chunk.between.values())
+    assert all(between) and union(between) & ~chunk.open == 0, f"{chunk}: between stages, not open"
+    assert union(between).bit_count() == sum(map(int.bit_count, between)), f"{chunk}: at two stages"
+    for piece in chunk.pieces:
+        assert piece.mask & ~chunk.at(piece.stage) == 0, f"{chunk}: waiting at another stage"

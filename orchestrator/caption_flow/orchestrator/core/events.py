@@ -36,12 +36,13 @@ class SessionJoined:
     """A worker connected, for the first time or again with the same session id.
 
     ``holds`` are the items of its leases that the worker still has: what it does not name is handed
-    out again.
+    out again. ``serves`` are the stages it runs, None for all.
     """
 
     session: str
     worker: str
     holds: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
+    serves: frozenset[int] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,12 +82,16 @@ class Wanted:
 
 @dataclass(frozen=True, slots=True)
 class Reported:
-    """A worker reports items of a lease as finished, captioned or failed, in batch ``seq``."""
+    """A worker reports items of a lease in batch ``seq``.
+
+    They are finished, captioned or failed, or have ``reached`` a stage that it does not run.
+    """
 
     session: str
     lease: int
     seq: int
     items: tuple[int, ...]
+    reached: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +143,18 @@ class Reopened:
 
 
 @dataclass(frozen=True, slots=True)
+class Rewound:
+    """Items between stages begin again at the first; those that have no stage behind them stay.
+
+    What their stages gave no longer counts. The shell takes it off the disk after it has said this,
+    and before it hands over anything that is reported later.
+    """
+
+    shard: str
+    items: frozenset[int]
+
+
+@dataclass(frozen=True, slots=True)
 class Ticked:
     """Time has passed."""
 
@@ -166,6 +183,7 @@ Event = (
     | Released
     | Recalled
     | Reopened
+    | Rewound
     | Ticked
     | Paused
     | Resumed
@@ -176,7 +194,10 @@ Event = (
 
 @dataclass(frozen=True, slots=True)
 class Grant:
-    """Send these items to the session as a lease, and remember the lease across restarts."""
+    """Send these items to the session as a lease, and remember the lease across restarts.
+
+    Their next stage is ``stage``: what those before it gave goes with them.
+    """
 
     session: str
     lease: LeaseId
@@ -184,6 +205,7 @@ class Grant:
     chunk_first: int
     chunk_count: int
     items: tuple[int, ...]
+    stage: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,6 +220,7 @@ class Remember:
     chunk_count: int
     items: tuple[int, ...]
     live: bool
+    stage: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,6 +260,8 @@ class Commit:
 
     ``accepted`` are positions within the report's items: the others are already had. An empty one
     goes through the disk's queue all the same, since what it repeats may still be on its way.
+    The items were at ``stage``, and their worker carries them to ``reach``; they are there now if
+    this is ``partial``, else terminal.
     """
 
     ticket: Ticket
@@ -247,6 +272,9 @@ class Commit:
     chunk_first: int
     items: tuple[int, ...]
     accepted: tuple[int, ...]
+    stage: int = 0
+    reach: int = 0
+    partial: bool = False
 
 
 @dataclass(frozen=True, slots=True)

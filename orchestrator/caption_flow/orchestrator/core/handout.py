@@ -36,17 +36,18 @@ class HandOut:
     def feed(self, event: ev.Event, effects: Effects, now: float) -> None:
         """Grant what can be granted after an event, in the order of asking."""
         sharing = self._is_time_to_share(event)
-        if not (sharing or self._backlog.has_ordinary_work):
+        if not (sharing or any(map(self._backlog.has_ordinary_work, +self._roster.wanted))):
             return
         tail: Tail | None = None
-        connected = self._roster.connected
+        serving = self._roster.serving
         for session in self._roster.hungry:
             while session.hungry:
-                piece = self._backlog.next_for(session, connected=connected)
+                piece = self._backlog.next_for(session, serving)
                 if piece is None:
                     break
                 self._book.grant(session, piece, effects, now)
-                self._roster.set_hunger(session, session.hungry - 1 if self._backlog.items else 0)
+                more = self._backlog.has_any_for(session)
+                self._roster.set_hunger(session, session.hungry - 1 if more else 0)
             if session.is_starved and sharing and not session.holds_isolated:
                 tail = tail or Tail(list(self._roster), self._asked, self._policy, now)
                 self._share(session, tail, effects, now)
@@ -65,7 +66,7 @@ class HandOut:
 
     def _share(self, session: Session, tail: Tail, effects: Effects, now: float) -> None:
         """Nothing waits for it: let a session help the one with the most left to do."""
-        busy = None if session in self._helped else tail.busiest()
+        busy = None if session in self._helped else tail.busiest(session)
         if busy is not None:
             self._asked[busy] = session
             self._helped.add(session)
@@ -74,6 +75,6 @@ class HandOut:
         offer = None if session.left else tail.take(session)
         if offer is not None:
             lease = offer.lease
-            piece = Piece(lease.chunk, offer.mask, lease.attempts, lease.evidence)
+            piece = Piece(lease.chunk, offer.mask, lease.attempts, lease.evidence, lease.stage)
             self._book.grant(session, piece, effects, now)
             self._roster.set_hunger(session, 0)

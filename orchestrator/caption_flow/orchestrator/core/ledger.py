@@ -5,7 +5,10 @@ something is durable. The rules, which `Ledger.check` asserts as equalities:
 
 - Every item found is in exactly one state: uncut (in no chunk yet), open, committing or terminal.
 - An open item is in exactly one waiting piece, or in at least one live lease, never both.
+- An item goes through the stages of the recipe in their order, and is leased only to sessions that
+  run its next one. A report that it has reached a later stage makes it wait there once durable.
 - A report counts once: the first one to be accepted commits, later ones are acknowledged after it.
+  It counts only for items whose next stage is still the one they were leased at.
 - A lease ends when it is done, given back, or its session is silent for ``lease_seconds``.
 - A lost lease's remainder waits in halves. What has been lost ``max_attempts - 1`` times is leased
   to a worker that holds nothing else; a single item that is lost like that is quarantined. A lease
@@ -94,6 +97,13 @@ class Ledger:
         return self.found - self._terminal - self.committing - self.pending
 
     @property
+    def unserved(self) -> dict[int, int]:
+        """Items that wait at a stage that no connected session runs, by stage."""
+        stages = (stage for stage in range(self.policy.stages) if not self._roster.serving[stage])
+        waiting = {stage: self._backlog.waiting(stage) for stage in stages}
+        return {stage: items for stage, items in waiting.items() if items}
+
+    @property
     def listed(self) -> bool:
         """Whether the source has been listed to its end."""
         return self._listing.finished
@@ -152,46 +162,85 @@ class Ledger:
         terminal: Mapping[str, RangeSet],
         counts: Mapping[str, int],
         leases: Iterable[StoredLease],
+        between: Mapping[int, Mapping[str, RangeSet]] | None = None,
         *,
         now: float,
     ) -> None:
         """Take over what an earlier orchestrator left on disk; call once, before any event.
 
-        Sessions of restored leases have ``lease_seconds`` to come back. Leases whose items are all
-        terminal are not restored.
+        ``between`` are the items that have stages behind them, by the stage that comes next and
+        shard. Sessions of restored leases have ``lease_seconds`` to come back. Leases whose items
+        are all terminal, or at a later stage, are not restored.
         """
         for name in {**counts, **terminal}:
             done = terminal.get(name) or RangeSet()
             self._terminal += self._listing.restore(name, counts.get(name, 0), done)
-        chunks: dict[tuple[str, int], Chunk] = {}
         # What is over comes last: its items are whoever's that holds them, or wait.
-        for stored in sorted(leases, key=lambda stored: not stored.live):
+        stored_leases = sorted(leases, key=lambda stored: not stored.live)
+        chunks: dict[tuple[str, int], Chunk] = {}
+        for stored in stored_leases:
+            granted = _granted(stored)
+            self._claim(stored.shard, stored.chunk_first, stored.chunk_count, granted, chunks)
+        for stage, shards in (between or {}).items():
+            for shard, items in shards.items():
+                self._restore_between(stage, shard, items, chunks)
+        for stored in stored_leases:
             self._restore_lease(stored, chunks, now)
         for chunk in chunks.values():
             waiting = chunk.open & ~chunk.held()
-            if waiting:
-                self._backlog.put(Piece(chunk, waiting))
+            for stage in range(self.policy.stages):
+                if waiting & chunk.at(stage):
+                    self._backlog.put(Piece(chunk, waiting & chunk.at(stage), stage=stage))
+
+    def _claim(
+        self,
+        shard: str,
+        first: int,
+        count: int,
+        items: RangeSet,
+        chunks: dict[tuple[str, int], Chunk],
+    ) -> None:
+        """Have those of the items that are uncut open in a chunk, which is there already or not."""
+        claimed = mask_of(self._listing.claim(shard, items), first)
+        if claimed:
+            chunk = chunks.setdefault((shard, first), Chunk(shard, first, count, 0))
+            chunk.count = max(chunk.count, count)
+            chunk.admit(claimed, 0)
+            self._book.chunks[chunk] = None
+
+    def _restore_between(
+        self, stage: int, shard: str, items: RangeSet, chunks: dict[tuple[str, int], Chunk]
+    ) -> None:
+        """Note at which stage items are; those that no lease has claimed get chunks, too."""
+        left = RangeSet(items)
+        while (first := left.first()) is not None:
+            stop = first + self.policy.chunk_size
+            near = RangeSet(left.within(first, stop))
+            self._claim(shard, first, self.policy.chunk_size, near, chunks)
+            left.remove(first, stop)
+        for chunk in chunks.values():
+            if chunk.shard == shard:
+                chunk.admit(chunk.open & chunk.among(items), stage)
 
     def _restore_lease(
         self, stored: StoredLease, chunks: dict[tuple[str, int], Chunk], now: float
     ) -> None:
-        shard, first, count = stored.shard, stored.chunk_first, stored.chunk_count
-        granted = RangeSet(RangeSet.of(stored.items).within(first, first + count))
-        chunk = chunks.get((shard, first)) or Chunk(shard, first, count, 0)
+        chunk = chunks.get((stored.shard, stored.chunk_first))
+        if chunk is None:
+            return
         # A shard that grew may have had a longer chunk begin where a shorter one did.
-        chunk.count = max(chunk.count, count)
-        chunk.open |= mask_of(self._listing.claim(shard, granted), first)
+        chunk.count = max(chunk.count, stored.chunk_count)
+        granted = mask_of(_granted(stored), chunk.first)
         # Items that a lease before this one has claimed were being done twice, and still are.
-        open_items = chunk.open & mask_of(granted, first)
+        open_items = granted & chunk.at(stored.stage)
         if not open_items:
             return
-        chunks[shard, first] = chunk
         if stored.live:
             session = self._roster.expect(stored.session, stored.worker, now)
         else:
             session = Session(stored.session, stored.worker, now)
-        piece = Piece(chunk, open_items if stored.live else 0)
-        self._book.enter(LeaseId(stored.lease), session, piece, mask_of(granted, first), now)
+        piece = Piece(chunk, open_items if stored.live else 0, stage=stored.stage)
+        self._book.enter(LeaseId(stored.lease), session, piece, granted, now)
 
     # ------------------------------------------------------------------ events
 
@@ -204,7 +253,7 @@ class Ledger:
             case ev.Reported():
                 self._report(event, effects, now)
             case ev.Committed(ticket):
-                self._terminal += self._book.arrived(ticket, effects)
+                self._arrive(ticket, effects)
             case ev.Heard(session):
                 self._roster.hear(session, now)
             case ev.Wanted(session, chunks, width, idle):
@@ -228,6 +277,10 @@ class Ledger:
                 self._reject(ticket, now)
             case ev.Reopened(shard, items):
                 self._reopen(shard, items, effects)
+            case ev.Rewound(shard, items):
+                for piece in self._book.rewind(shard, RangeSet.of(items), effects):
+                    self._backlog.withdraw(piece.chunk, piece.mask)
+                    self._backlog.join(piece)
             case ev.Ticked():
                 self._expire(effects, now)
             case ev.Paused():
@@ -256,7 +309,9 @@ class Ledger:
     # ------------------------------------------------------------------ sessions
 
     def _join(self, event: ev.SessionJoined, effects: Effects, now: float) -> None:
-        session = self._roster.join(event.session, event.worker, now)
+        every = frozenset(range(self.policy.stages))
+        serves = every if event.serves is None else event.serves & every
+        session = self._roster.join(event.session, event.worker, serves, now)
         self._hand_out.answered(session)
         for lease in list(session.leases.values()):
             named = lease.chunk.mask_of(event.holds.get(lease.id, ())) or 0
@@ -373,12 +428,12 @@ class Ledger:
 
     def _wait(self, lease: Lease, mask: int, attempts: int) -> None:
         if mask:
-            self._backlog.put(Piece(lease.chunk, mask, attempts, lease.evidence))
+            self._backlog.put(Piece(lease.chunk, mask, attempts, lease.evidence, lease.stage))
 
     def _quarantine(self, lease: Lease, mask: int, attempts: int, effects: Effects) -> None:
         chunk = lease.chunk
         (item,) = chunk.items(mask)
-        ticket = self._book.to_commit(chunk, mask)
+        ticket = self._book.to_commit(chunk, mask, stage=lease.stage)
         effects.append(
             ev.CommitQuarantine(
                 ticket, chunk.shard, chunk.first, item, attempts, lease.evidence, lease.worker
@@ -406,8 +461,15 @@ class Ledger:
             reason = f"a report names items that are not in the chunk of lease {event.lease}"
             effects.append(ev.Refuse(event.session, reason))
             return
-        accepted = named & lease.granted & chunk.open
-        ticket = self._accept(lease, accepted, effects, now) if accepted else _NO_TICKET
+        reach = lease.session.reach(lease.stage)
+        if event.reached is not None and not self._may_reach(lease, event.reached):
+            reason = f"items of lease {event.lease} cannot have reached stage {event.reached}"
+            effects.append(ev.Refuse(event.session, reason))
+            return
+        accepted = named & lease.granted & chunk.at(lease.stage)
+        ticket = _NO_TICKET
+        if accepted:
+            ticket = self._accept(lease, accepted, event.reached, effects, now)
         places = places_of(event.items, accepted, chunk.first)
         effects.append(
             ev.Commit(
@@ -419,10 +481,20 @@ class Ledger:
                 chunk.first,
                 event.items,
                 places,
+                lease.stage,
+                reach,
+                event.reached is not None,
             )
         )
 
-    def _accept(self, lease: Lease, mask: int, effects: Effects, now: float) -> ev.Ticket:
+    def _may_reach(self, lease: Lease, reached: int) -> bool:
+        """Tell whether a lease's items can be at a stage now that its worker does not run."""
+        reach = lease.session.reach(lease.stage)
+        return lease.stage < reached == reach < self.policy.stages
+
+    def _accept(
+        self, lease: Lease, mask: int, reached: int | None, effects: Effects, now: float
+    ) -> ev.Ticket:
         """Move reported items on their way to disk, out of every lease and piece."""
         chunk = lease.chunk
         lease.progress_at = now
@@ -434,13 +506,18 @@ class Ledger:
                 self._book.take_from(other, mask, effects)
         if chunk.pieces:
             self._backlog.withdraw(chunk, mask)
-        return self._book.to_commit(chunk, mask)
+        return self._book.to_commit(chunk, mask, stage=lease.stage, reached=reached)
+
+    def _arrive(self, ticket: ev.Ticket, effects: Effects) -> None:
+        terminal, onward = self._book.arrived(ticket, effects)
+        self._terminal += terminal
+        for piece in onward:
+            self._backlog.join(piece)
 
     def _reject(self, ticket: ev.Ticket, now: float) -> None:
-        commit = self._book.refused(ticket)
-        if commit is not None:
-            commit.chunk.tell(now, f"{commit.mask.bit_count()} reported items rejected")
-            self._backlog.put(Piece(commit.chunk, commit.mask))
+        for piece in self._book.refused(ticket):
+            piece.chunk.tell(now, f"{piece.mask.bit_count()} reported items rejected")
+            self._backlog.put(piece)
 
     # ------------------------------------------------------------------ invariants
 
@@ -461,6 +538,11 @@ class Ledger:
             assert not self._listing.has_uncut(chunk.shard, unfinished), f"{chunk}: uncut, too"
         live = {lease for chunk in self._book.chunks for lease in chunk.live_leases()}
         assert live == {lease for session in self._roster for lease in session.leases.values()}
+
+
+def _granted(stored: StoredLease) -> RangeSet:
+    first = stored.chunk_first
+    return RangeSet(RangeSet.of(stored.items).within(first, first + stored.chunk_count))
 
 
 def _grants(effects: Effects, session: str) -> bool:

@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from caption_flow.orchestrator.core import events as ev
-from caption_flow.orchestrator.core.masks import items_of, union
+from caption_flow.orchestrator.core.masks import items_of, mask_of, union
+from caption_flow.orchestrator.core.ranges import RangeSet
 from caption_flow.protocol.messages import LeaseId
 
 _LONGEST_HISTORY: Final = 64
@@ -21,6 +22,7 @@ _LONGEST_HISTORY: Final = 64
 class Policy:
     """How work is handed out; times in seconds, sizes in items.
 
+    ``stages`` is how many stages an item goes through, one after the other.
     ``rejoin_seconds`` is how long a session may be disconnected before idle workers share what it
     holds, and ``straggler_seconds`` how long a lease must have been without a result before the
     items that its worker has begun are given to a second one. Both matter only when nothing else
@@ -31,6 +33,7 @@ class Policy:
     lease_seconds: float = 120.0
     max_attempts: int = 3
     smallest_grant: int = 8
+    stages: int = 1
     rejoin_seconds: float = 5.0
     straggler_seconds: float = 60.0
 
@@ -51,6 +54,7 @@ class StoredLease:
     chunk_count: int
     items: Iterable[int]
     live: bool = True
+    stage: int = 0
 
 
 @dataclass(slots=True, eq=False)
@@ -59,6 +63,8 @@ class Chunk:
 
     ``open`` are its items that are neither terminal nor on their way to disk: each is in one of
     ``pieces`` or in at least one live lease. Positions in neither mask are none of its business.
+    ``between`` are the open items with stages behind them, by the stage that comes next; the other
+    open ones are at stage 0.
     """
 
     shard: str
@@ -66,6 +72,7 @@ class Chunk:
     count: int
     open: int
     committing: int = 0
+    between: dict[int, int] = field(default_factory=dict)
     leases: list[Lease] = field(default_factory=list)
     """Every lease there ever was on this chunk: a late report of an ended one still counts."""
     pieces: list[Piece] = field(default_factory=list)
@@ -91,6 +98,28 @@ class Chunk:
             mask |= 1 << (item - smallest)
         return mask << (smallest - self.first)
 
+    def among(self, items: RangeSet) -> int:
+        """Return the mask of those items that lie in this stretch."""
+        return mask_of(items.within(self.first, self.first + self.count), self.first)
+
+    def at(self, stage: int) -> int:
+        """Return the open items for which this stage comes next."""
+        if stage:
+            return self.between.get(stage, 0)
+        return self.open & ~union(self.between.values())
+
+    def admit(self, mask: int, stage: int) -> None:
+        """Have items open for which this stage comes next."""
+        self.open |= mask
+        if stage and mask:
+            self.between[stage] = self.at(stage) | mask
+
+    def dismiss(self, mask: int) -> None:
+        """Have items open no longer."""
+        self.open &= ~mask
+        left = {stage: items & ~mask for stage, items in self.between.items()}
+        self.between = {stage: items for stage, items in left.items() if items}
+
     def live_leases(self) -> Iterator[Lease]:
         """Yield the leases that have not ended."""
         return (lease for lease in self.leases if lease.live)
@@ -112,17 +141,21 @@ class Chunk:
 
 @dataclass(slots=True, eq=False)
 class Piece:
-    """Open items of one chunk that wait to be leased, with the lost leases against them."""
+    """Open items of one chunk that wait to be leased, with the lost leases against them.
+
+    For all of them the same stage comes next.
+    """
 
     chunk: Chunk
     mask: int
     attempts: int = 0
     evidence: str = ""
+    stage: int = 0
 
 
 @dataclass(slots=True, eq=False)
 class Lease:
-    """One session's right to items of one chunk."""
+    """One session's right to items of one chunk, for all of which the same stage came next."""
 
     id: LeaseId
     session: Session
@@ -133,6 +166,7 @@ class Lease:
     """What of it is neither reported nor given to somebody else."""
     progress_at: float
     """When it was granted, or last brought a result."""
+    stage: int = 0
     attempts: int = 0
     evidence: str = ""
     isolated: bool = False
@@ -155,6 +189,7 @@ class Lease:
             chunk.count,
             chunk.items(self.granted),
             self.live,
+            self.stage,
         )
 
 
@@ -165,6 +200,8 @@ class Session:
     id: str
     worker: str
     heard_at: float
+    serves: frozenset[int] = frozenset()
+    """The stages it runs; none while it is not known whether it comes back."""
     width: int = 0
     """How many items it works on at once; 0 if it did not say."""
     idle: int = 0
@@ -177,6 +214,12 @@ class Session:
     known: bool = True
     """Whether it has said anything since this orchestrator started."""
     leases: dict[LeaseId, Lease] = field(default_factory=dict)
+
+    def reach(self, stage: int) -> int:
+        """Return how far it carries an item for which this stage comes next: the stage after."""
+        while stage in self.serves:
+            stage += 1
+        return stage
 
     @property
     def holds_isolated(self) -> bool:
@@ -194,9 +237,16 @@ class Session:
         return sum(lease.mask.bit_count() for lease in self.leases.values())
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class OnTheWay:
-    """Items of one commit that is not on disk yet."""
+    """Items of one commit that is not on disk yet.
+
+    They were at ``stage``, and are at ``reached`` once it is, or terminal if that is None.
+    """
 
     chunk: Chunk
     mask: int
+    stage: int = 0
+    reached: int | None = None
+    again: int = 0
+    """What of it begins at stage 0 again, unless it is terminal then."""

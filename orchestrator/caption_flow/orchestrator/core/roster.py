@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Iterator
 
 from caption_flow.orchestrator.core.records import Session
@@ -15,6 +15,10 @@ class Roster:
         self._sessions: dict[str, Session] = {}
         self._dropped: set[str] = set()
         self._hungry: OrderedDict[str, None] = OrderedDict()
+        self.serving: Counter[int] = Counter()
+        """How many connected sessions run each stage."""
+        self.wanted: Counter[int] = Counter()
+        """How many hungry sessions run each stage."""
 
     def __len__(self) -> int:
         return len(self._sessions)
@@ -41,8 +45,8 @@ class Roster:
         """Return a session that is connected or expected back."""
         return self._sessions.get(session)
 
-    def join(self, name: str, worker: str, now: float) -> Session:
-        """Note that a session is connected, for the first time or again."""
+    def join(self, name: str, worker: str, serves: frozenset[int], now: float) -> Session:
+        """Note that a session, which runs some stages, is connected, perhaps again."""
         session = self._sessions.get(name)
         if session is None:
             session = self._sessions[name] = Session(name, worker, now)
@@ -50,6 +54,9 @@ class Roster:
         session.known = True
         self.set_hunger(session, 0)
         self.hear(name, now)
+        self.serving.subtract(session.serves)
+        session.serves = serves
+        self.serving.update(serves)
         return session
 
     def expect(self, name: str, worker: str, now: float) -> Session:
@@ -69,6 +76,7 @@ class Roster:
             if session.dropped_at is not None:
                 session.dropped_at = None
                 self._dropped.discard(name)
+                self.serving.update(session.serves)
         return session
 
     def want(self, name: str, leases: int, width: int, idle: int, now: float) -> None:
@@ -82,6 +90,8 @@ class Roster:
         """Note that a session's connection is gone."""
         session = self._sessions.get(name)
         if session is not None:
+            if session.dropped_at is None:
+                self.serving.subtract(session.serves)
             session.dropped_at = now
             self._dropped.add(name)
             self.set_hunger(session, 0)
@@ -89,6 +99,8 @@ class Roster:
     def forget(self, session: Session) -> None:
         """Forget a session that holds nothing."""
         self.set_hunger(session, 0)
+        if session.dropped_at is None:
+            self.serving.subtract(session.serves)
         self._dropped.discard(session.id)
         del self._sessions[session.id]
 
@@ -98,6 +110,8 @@ class Roster:
 
     def set_hunger(self, session: Session, leases: int) -> None:
         """Note how many leases a session waits for; it keeps its place in the order."""
+        if bool(leases) != bool(session.hungry):
+            (self.wanted.update if leases else self.wanted.subtract)(session.serves)
         session.hungry = leases
         if leases:
             self._hungry[session.id] = None
@@ -109,6 +123,10 @@ class Roster:
         assert self._dropped == {s.id for s in self if s.dropped_at is not None}
         assert set(self._hungry) == {s.id for s in self if s.hungry}
         assert not self._dropped & set(self._hungry), "nobody there to be given anything"
+        present = [session for session in self if session.dropped_at is None]
+        assert +self.serving == Counter(stage for session in present for stage in session.serves)
+        hungry = [session for session in present if session.hungry]
+        assert +self.wanted == Counter(stage for session in hungry for stage in session.serves)
         for session in self:
             held = session.leases.values()
             assert not session.holds_isolated or len(held) == 1, "an isolated lease has company"

@@ -40,9 +40,15 @@ class Tail:
         offers = (offer for session in sessions for offer in _offers_of(session, policy, now))
         self._offers = sorted(offers, key=lambda offer: offer.mask.bit_count())
 
-    def busiest(self) -> Session | None:
-        """Return who may have the most to spare and was not returned before."""
-        return self._busy.pop() if self._busy else None
+    def busiest(self, helper: Session) -> Session | None:
+        """Return who may have the most to spare for a helper and was not returned before.
+
+        Nobody knows what it would give up: the helper must run the next stage of all it holds.
+        """
+        for at in reversed(range(len(self._busy))):
+            if all(lease.stage in helper.serves for lease in self._busy[at].leases.values()):
+                return self._busy.pop(at)
+        return None
 
     def take(self, session: Session) -> Offer | None:
         """Return what a session without work is to do a second time."""
@@ -50,7 +56,7 @@ class Tail:
             offer = self._offers[at]
             lease = offer.lease
             mask = offer.mask & ~lease.chunk.held_by(session)
-            if mask and lease.session is not session:
+            if mask and lease.session is not session and lease.stage in session.serves:
                 del self._offers[at]
                 return Offer(lease, mask)
         return None
