@@ -240,6 +240,7 @@ class Fleet:
         *,
         engine: Mapping[str, Any] | None = None,
         when_finished: str = "shutdown",
+        stages: Sequence[str] = (),
     ) -> Process:
         """Start a worker; ``engine`` are the synthetic engine's options."""
         config = self.folder / f"{name}.json"
@@ -247,7 +248,9 @@ class Fleet:
         section["server"] = url or f"ws://127.0.0.1:{self.port}"
         config.write_text(json.dumps({"worker": section}))
         return await self.start(
-            name, "worker", "--config", str(config), "--when_finished", when_finished
+            name,
+            *("worker", "--config", str(config), "--when_finished", when_finished),
+            *(("--stages", ",".join(stages)) if stages else ()),
         )
 
     async def start(self, name: str, *arguments: str) -> Process:

@@ -10,12 +10,21 @@ from __future__ import annotations
 import asyncio
 import ssl
 import time
-from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Mapping, Sequence
+from collections.abc import (
+    AsyncIterator,
+    Callable,
+    Collection,
+    Coroutine,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Final, assert_never
 
+import msgspec
 import structlog
 from websockets.asyncio.server import Server
 
@@ -53,6 +62,7 @@ from caption_flow.protocol.messages import (
     Grant,
     GrantedLease,
     Image,
+    ItemDescription,
     Limits,
     Message,
     Recall,
@@ -62,13 +72,16 @@ from caption_flow.protocol.messages import (
     Welcome,
 )
 from caption_flow.protocol.rows import CAPTIONED, FAILED, Row
+from caption_flow.recipe.serving import Leg, by_stage, positions
 from caption_flow.recipe.stages import Recipe
 from caption_flow.recipe.wire import to_spec
 from caption_flow.storage.errors import StorageError, StorageFullError
 from caption_flow.storage.opening import RememberedLease
+from caption_flow.storage.partials import ForgetPartials, Partial
 from caption_flow.storage.store import RunStore
 from caption_flow.storage.writes import (
     CommitFailure,
+    CommitPartials,
     CommitRows,
     EndLease,
     ForgetLease,
@@ -81,6 +94,8 @@ log = structlog.get_logger()
 _TICK_SECONDS: Final = 0.5
 _PROGRESS_SECONDS: Final = 5.0
 _QUARANTINED: Final = "quarantined"
+_GRANT_BYTES: Final = MAX_FRAME_BYTES // 8
+"""Texts of earlier stages in one message, about; a lease with more comes in several."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,8 +143,17 @@ class Orchestrator:
         self._dataset = dataset
         self._tokens = tokens
         self._clock: Callable[[], float] = time.monotonic
-        leases = store.snapshot.leases if resume_leases else []
-        self._ledger, self._stale = _restored_ledger(settings, store, leases, now=self._clock())
+        # What comes first and next is another recipe's: no stage of it can be taken up again.
+        self._is_resumed = store.snapshot.meta.get("recipe") == recipe.fingerprint
+        leases = store.snapshot.leases if resume_leases and self._is_resumed else []
+        self._ledger, self._stale = _restored_ledger(
+            settings,
+            store,
+            leases,
+            store.snapshot.between if self._is_resumed else {},
+            stages=len(recipe.stages),
+            now=self._clock(),
+        )
         self._tally = Tally(store.snapshot.totals, now=self._clock())
         self._buffered = store.snapshot.buffered
         self._conversations = Conversations(self)
@@ -137,6 +161,8 @@ class Orchestrator:
         self._checkpoint_due = asyncio.Event()
         self._ending = asyncio.Event()
         self._draining = False
+        self._unserved: frozenset[str] = frozenset()
+        """Stages that nobody runs and something waits for, when this was last looked at."""
         self._failure: Exception | None = None
         self._trouble: StorageError | None = None
         self.ready = asyncio.Event()
@@ -150,7 +176,7 @@ class Orchestrator:
     def progress(self) -> Progress:
         """The run at this moment."""
         ledger = self._ledger
-        return self._tally.progress(
+        progress = self._tally.progress(
             total=ledger.found,
             listed=ledger.listed,
             pending=ledger.pending,
@@ -158,6 +184,14 @@ class Orchestrator:
             workers=len(self._conversations.links),
             now=self._clock(),
         )
+        return replace(progress, unserved=self._waiting_for_nobody())
+
+    def _waiting_for_nobody(self) -> dict[str, int]:
+        """Return the items that wait for a stage that no worker runs; none while nobody is here."""
+        if not self._conversations.links:
+            return {}
+        stages = self._recipe.stages
+        return {stages[stage].name: items for stage, items in self._ledger.unserved.items()}
 
     @property
     def left_out(self) -> int:
@@ -188,6 +222,8 @@ class Orchestrator:
         self._store.start(self._on_trouble)
         try:
             async with self._serving() as server:
+                if not self._is_resumed:
+                    self._watch(self._store.write(ForgetPartials()))
                 self._watch(self._store.write(self._facts()))
                 for lease in self._stale:
                     self._watch(self._store.write(ForgetLease(lease)))
@@ -312,7 +348,12 @@ class Orchestrator:
         log.info("the dataset is listed", items=self._ledger.found)
 
     async def _reopen(self, shard: str, items: frozenset[int]) -> None:
-        """Take rows back, durably, and only then have their items done again."""
+        """Take rows back, durably, and only then have their items done again.
+
+        Items between stages begin again at once: from here on nothing of theirs may be added to.
+        """
+        self.apply(ev.Rewound(shard, items))
+        await self._store.write(ForgetPartials({shard: items}))
         opened = await self._store.reopen({shard: items})
         self._tally.take_back(opened.counts)
         for of_shard, indices in opened.items.items():
@@ -326,7 +367,21 @@ class Orchestrator:
             self.apply(ev.Ticked())
             if self._clock() - told >= _PROGRESS_SECONDS:
                 told = self._clock()
+                self._warn_of_stages()
                 self.log_progress()
+
+    def _warn_of_stages(self) -> None:
+        """Say once of each stage that nobody runs it though items wait for it."""
+        waiting = self._waiting_for_nobody()
+        for stage, items in waiting.items():
+            if stage not in self._unserved:
+                log.warning(
+                    "items wait for a stage that no connected worker runs: start one that does, "
+                    "with the stage in its --stages or without --stages",
+                    stage=stage,
+                    items=items,
+                )
+        self._unserved = frozenset(waiting)
 
     def log_progress(self) -> None:
         """Log ``step N/M``, the form that programs look for in the log's last lines."""
@@ -339,6 +394,7 @@ class Orchestrator:
             total=total,
             rate=f"{now.rate:.1f}/s",
             workers=now.workers,
+            **({"waiting_for_stage": dict(now.unserved)} if now.unserved else {}),
         )
 
     async def _checkpoint_regularly(self) -> None:
@@ -398,6 +454,10 @@ class Orchestrator:
             total=self._ledger.found if self._ledger.listed else None,
         )
 
+    def serves(self, link: Link) -> frozenset[int]:
+        """See `Leader`."""
+        return positions(self._recipe, link.stages)
+
     def shard_to_read(self, link: Link, lease: int, items: tuple[int, ...]) -> str | None:
         """See `Leader`."""
         return self._ledger.may_read(link.session, lease, items)
@@ -420,6 +480,7 @@ class Orchestrator:
             "failed": dict(now.failures),
             "pending": now.pending,
             "leased": now.leased,
+            "unserved": dict(now.unserved),
             "rate": now.rate,
             "eta_seconds": now.eta_seconds,
             "trouble": None if self._trouble is None else str(self._trouble),
@@ -427,6 +488,7 @@ class Orchestrator:
                 {
                     "name": link.worker,
                     "contributor": link.contributor,
+                    "stages": list(link.stages),
                     "leases": len(self._ledger.leases_of(link.session)),
                     "stats": dict(link.stats),
                 }
@@ -484,21 +546,31 @@ class Orchestrator:
             link.outgoing.send(message)
 
     def _commit(self, effect: ev.Commit, link: Link | None, payload: bytes) -> None:
-        write = CommitRows(
-            shard=effect.shard,
-            chunk_first=effect.chunk_first,
-            items=effect.items,
-            accepted=effect.accepted,
-            payload=payload,
-            output_fields=self._recipe.output_fields,
-            contributor="" if link is None else link.contributor,
-            worker=effect.worker,
-        )
+        leg = Leg(self._recipe, effect.stage, effect.reach)
+        write: CommitRows | CommitPartials
+        if effect.partial:
+            write = CommitPartials(effect.shard, effect.items, effect.accepted, payload, leg)
+        else:
+            write = CommitRows(
+                shard=effect.shard,
+                chunk_first=effect.chunk_first,
+                items=effect.items,
+                accepted=effect.accepted,
+                payload=payload,
+                output_fields=self._recipe.output_fields,
+                contributor="" if link is None else link.contributor,
+                worker=effect.worker,
+                leg=leg,
+            )
         future = self._store.write(write)
         future.add_done_callback(partial(self._committed, effect, write, link))
 
     def _committed(
-        self, effect: ev.Commit, write: CommitRows, link: Link | None, done: asyncio.Future[None]
+        self,
+        effect: ev.Commit,
+        write: CommitRows | CommitPartials,
+        link: Link | None,
+        done: asyncio.Future[None],
     ) -> None:
         if link is not None:
             link.unacknowledged.release()
@@ -568,6 +640,7 @@ class Orchestrator:
                 effect.chunk_count,
                 effect.items,
                 live,
+                effect.stage,
             )
         )
         self._watch(remembered)
@@ -579,8 +652,13 @@ class Orchestrator:
         items = await asyncio.to_thread(self._source.describe, effect.shard, effect.items)
         # What comes in under a lease that no disk knows would be acknowledged and not stored.
         await remembered
-        chunk = f"{effect.shard}:{effect.chunk_first}"
-        link.outgoing.send(Grant((GrantedLease(effect.lease, effect.shard, chunk, items),)))
+        if effect.stage:
+            items = _with_earlier(items, await self._store.partials(effect.shard, effect.items))
+        lease = GrantedLease(
+            effect.lease, effect.shard, f"{effect.shard}:{effect.chunk_first}", (), effect.stage
+        )
+        for parcel in _parcels(items):
+            link.outgoing.send(Grant((msgspec.structs.replace(lease, items=parcel),)))
 
     def _refuse(self, session: str, reason: str) -> None:
         closing = self._conversations.drop(session, reason)
@@ -613,14 +691,48 @@ class Orchestrator:
             self._fail(error)
 
 
+def _with_earlier(
+    items: Sequence[ItemDescription], partials: Mapping[int, Partial]
+) -> tuple[ItemDescription, ...]:
+    """Return items with what earlier stages gave, without those that are elsewhere meanwhile."""
+    return tuple(
+        msgspec.structs.replace(item, earlier=by_stage(partials[item.index]))
+        for item in items
+        if item.index in partials
+    )
+
+
+def _parcels(items: Sequence[ItemDescription]) -> Iterator[tuple[ItemDescription, ...]]:
+    """Yield the items in as few messages as their texts fit into; at least one."""
+    parcel: list[ItemDescription] = []
+    size = 0
+    for item in items:
+        fields = [] if item.earlier is None else item.earlier.values()
+        texts = (text for field in fields for texts in field.values() for text in texts)
+        length = sum(len(text.encode()) for text in texts)
+        if parcel and size + length > _GRANT_BYTES:
+            yield tuple(parcel)
+            parcel, size = [], 0
+        parcel.append(item)
+        size += length
+    yield tuple(parcel)
+
+
 def _restored_ledger(
-    settings: Settings, store: RunStore, leases: Sequence[RememberedLease], *, now: float
+    settings: Settings,
+    store: RunStore,
+    leases: Sequence[RememberedLease],
+    between: Mapping[int, Mapping[str, list[tuple[int, int]]]],
+    *,
+    stages: int,
+    now: float,
 ) -> tuple[Ledger, list[int]]:
     """Return the ledger as the disk has it, and the remembered leases that bring nothing more."""
     policy = Policy(
         chunk_size=settings.chunk_size,
         lease_seconds=settings.lease_seconds,
         max_attempts=settings.max_attempts,
+        stages=stages,
     )
     ledger = Ledger(policy, first_lease=store.incarnation << 32)
     snapshot = store.snapshot
@@ -637,9 +749,14 @@ def _restored_ledger(
                 lease.chunk_count,
                 tuple(item for start, stop in lease.ranges for item in range(start, stop)),
                 lease.live,
+                lease.stage,
             )
             for lease in leases
         ],
+        {
+            stage: {shard: RangeSet(ranges) for shard, ranges in shards.items()}
+            for stage, shards in between.items()
+        },
         now=now,
     )
     known = {lease.lease for lease in leases if ledger.knows(lease.lease)}

@@ -84,7 +84,8 @@ def _report(findings: Findings, *, as_json: bool) -> int:
     out.print(f"items      {findings.listed} listed")
     out.print(f"captioned  {findings.captioned}")
     out.print(f"failed     {sum(findings.failed.values())}{f' ({kinds})' if kinds else ''}")
-    out.print(f"pending    {findings.pending}, {findings.leases} leases remembered")
+    between = f", {findings.between} of them between stages" if findings.between else ""
+    out.print(f"pending    {findings.pending}{between}, {findings.leases} leases remembered")
     out.print(
         f"parts      {findings.parts}, {findings.part_bytes} bytes; "
         f"{findings.buffered_rows} rows not in a part yet"

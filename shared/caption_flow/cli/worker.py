@@ -74,6 +74,14 @@ def worker(
     model: Annotated[
         str | None, typer.Option(metavar="NAME", help="Model to use in place of the recipe's.")
     ] = None,
+    stages: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAMES",
+            help="The recipe's stages to run, separated by commas; all, unless given. Other "
+            "workers run the others.",
+        ),
+    ] = None,
     when_finished: Annotated[
         str | None,
         typer.Option(
@@ -121,6 +129,7 @@ def worker(
             "token": token or _token_from_environment(path),
             "name": name,
             "gpu_id": gpu_id,
+            "stages": None if stages is None else [one.strip() for one in stages.split(",")],
             "engine.type": engine,
             "engine.base_url": base_url,
             "engine.api_key": api_key,
@@ -186,6 +195,7 @@ def start(
         model=model,
         batch_size=batch_size,
         gpu_id=config.gpu_id,
+        stages=tuple(config.stages or ()),
         connect_seconds=connect_seconds,
         trust_remote_code=trust_remote_code,
         verify_ssl=config.verify_ssl,

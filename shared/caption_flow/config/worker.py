@@ -73,6 +73,12 @@ class WorkerConfig(Section):
     gpu_id: Annotated[int, Field(ge=0)] | None = Field(
         default=None, description="The GPU to use, by its number; without it, all that are visible."
     )
+    stages: list[Text] | None = Field(
+        default=None,
+        min_length=1,
+        description="Names of the recipe's stages to run; without it, all. Other workers run the "
+        "others, and items are passed on between them.",
+    )
     engine: EngineConfig = Field(
         default=EngineConfig(), description="What generates the text: a type, or a section."
     )

@@ -69,6 +69,8 @@ class ItemDescription(msgspec.Struct, frozen=True, array_like=True):
     size: int | None = None
     mtime_ns: int | None = None
     columns: dict[str, Any] | None = None
+    earlier: dict[str, dict[str, tuple[str, ...]]] | None = None
+    """What the stages before the lease's gave, by stage and output field."""
 
 
 class GrantedLease(msgspec.Struct, frozen=True):
@@ -78,6 +80,8 @@ class GrantedLease(msgspec.Struct, frozen=True):
     shard: str
     chunk: str
     items: tuple[ItemDescription, ...]
+    stage: Count = 0
+    """The position of their next stage in the recipe."""
 
 
 # --------------------------------------------------------------------------- worker -> orchestrator
@@ -94,6 +98,8 @@ class Hello(Message, frozen=True, tag="hello"):
     leases: HeldItems = {}
     """What the worker still has of each lease: items to do, in work, or done and not acknowledged.
     What it does not name is handed out again."""
+    stages: tuple[str, ...] = ()
+    """The stages that the worker runs; none stands for all."""
 
 
 class Want(Message, frozen=True, tag="want"):
@@ -113,12 +119,17 @@ class Results(Message, frozen=True, tag="results"):
 
     ``items`` names the item index of each row, in the order of the rows. Captions and failures
     travel alike: both are rows, and both are acknowledged only when they are durable.
+
+    With ``reached`` they are neither: their next stage is the one at that position, which the
+    worker does not run, and the rows say what the stages before it gave, each in its own column
+    (`recipe.serving.StageColumn`). Rows never repeat what came with the lease.
     """
 
     seq: Annotated[int, msgspec.Meta(ge=1)]
     lease: int
     items: tuple[Index, ...]
     rows: bytes
+    reached: Count | None = None
 
 
 class Fetch(Message, frozen=True, tag="fetch"):

@@ -16,6 +16,8 @@ from caption_flow.protocol.codec import ProtocolError
 
 CAPTIONED: Final = "captioned"
 FAILED: Final = "failed"
+PARTIAL: Final = "partial"
+"""Of an item that has reached a stage which its worker does not run; never stored as a row."""
 
 STAGE_STATS: Final = pa.list_(
     pa.struct(

@@ -25,7 +25,9 @@ from caption_flow.storage.database import (
     unpack_ranges,
 )
 from caption_flow.storage.errors import StorageError
+from caption_flow.storage.partials import between_stages
 from caption_flow.storage.parts import check_is_debris, check_parts, look_for_debris
+from caption_flow.storage.ranges import ranges_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +42,7 @@ class RememberedLease:
     chunk_count: int
     ranges: list[tuple[int, int]]
     live: bool
+    stage: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +50,8 @@ class Snapshot:
     """What a run's folder holds when it is opened.
 
     ``counts`` are items listed per shard, ``terminal`` the ranges of items with a durable row,
-    ``totals`` those rows as ``captioned`` or by failure kind, ``buffered`` the rows in no part yet.
+    ``totals`` those rows as ``captioned`` or by failure kind, ``buffered`` the rows in no part yet,
+    ``between`` the ranges of items that have stages behind them, by their next stage and shard.
     """
 
     counts: dict[str, int]
@@ -56,6 +60,7 @@ class Snapshot:
     totals: dict[str, int]
     buffered: int
     meta: dict[str, str]
+    between: dict[int, dict[str, list[tuple[int, int]]]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,11 +132,11 @@ def _read_snapshot(connection: Connection) -> Snapshot:
         buffered += sum(json.loads(counts).values())
     leases = [
         RememberedLease(
-            lease, session, worker, shard, first, count, unpack_ranges(packed), bool(live)
+            lease, session, worker, shard, first, count, unpack_ranges(packed), bool(live), stage
         )
-        for lease, session, worker, shard, first, count, packed, live in _query(
+        for lease, session, worker, shard, first, count, packed, live, stage in _query(
             connection,
-            "SELECT lease, session, worker, shard, chunk_first, chunk_count, ranges, live "
+            "SELECT lease, session, worker, shard, chunk_first, chunk_count, ranges, live, stage "
             "FROM leases",
         )
     ]
@@ -143,6 +148,10 @@ def _read_snapshot(connection: Connection) -> Snapshot:
         totals=dict(totals),
         buffered=buffered,
         meta={key: read_meta(connection, key) or "" for key in keys},
+        between={
+            stage: {shard: ranges_of(items) for shard, items in shards.items()}
+            for stage, shards in between_stages(connection).items()
+        },
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sqlite3
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Collection, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from functools import partial
@@ -28,6 +28,7 @@ from caption_flow.storage.database import (
 from caption_flow.storage.errors import StorageError, StorageFullError, is_disk_full
 from caption_flow.storage.lock import FolderLock
 from caption_flow.storage.opening import Found, look
+from caption_flow.storage.partials import Partial, read_partials
 from caption_flow.storage.parts import remove_discarded, write_part
 from caption_flow.storage.reader import read_buffered
 from caption_flow.storage.reopen import (
@@ -143,6 +144,10 @@ class RunStore:
         find = partial(parts_with_failures, kind=kind)
         return await self._to_its_end(partial(self._take_back, find, failures(kind)))
 
+    async def partials(self, shard: str, items: Collection[int]) -> dict[int, Partial]:
+        """Return what the stages gave to items that are between two of them."""
+        return await asyncio.to_thread(self._read_partials, shard, items)
+
     def stop_waiting(self) -> None:
         """From now on a full disk fails writes and checkpoints instead of holding them up."""
         if self._writer is not None:
@@ -214,6 +219,13 @@ class RunStore:
             return []
         with closing(connection):
             return find(connection)
+
+    def _read_partials(self, shard: str, items: Collection[int]) -> dict[int, Partial]:
+        connection = open_for_reading(self.data_dir)
+        if connection is None:
+            return {}
+        with closing(connection):
+            return read_partials(connection, shard, items)
 
     def _rewrite(self, part: tuple[int, str], select: Select) -> TakenBack | None:
         try:

@@ -46,6 +46,8 @@ class Findings:
     part_bytes: int = 0
     buffered_rows: int = 0
     leases: int = 0
+    between: int = 0
+    """Items with stages behind them and others to come."""
     debris: list[str] = field(default_factory=list)
     breached: int = 0
     breaches: list[str] = field(default_factory=list)
@@ -111,6 +113,7 @@ class _Inspection:
             self._inspect_part(counts, *record)
         self._inspect_buffer(counts)
         self._found.leases = sum(1 for _ in self._query("SELECT lease FROM leases WHERE live"))
+        self._inspect_partials(counts)
         self._look_for_debris()
         return self._found
 
@@ -160,6 +163,15 @@ class _Inspection:
         for rows in read_buffered(self._connection):
             self._found.buffered_rows += rows.num_rows
             self._inspect_rows(rows, LEDGER_FILE, listed)
+
+    def _inspect_partials(self, listed: Mapping[str, int]) -> None:
+        """Only what is listed and has no row yet can be between stages."""
+        for shard, item in self._query("SELECT shard, item_index FROM partials"):
+            self._found.between += 1
+            if not 0 <= item < listed.get(shard, 0):
+                self._found.breach(f"{shard}:{item} is between stages and was never listed")
+            elif shard in self._where and self._where[shard][item]:
+                self._found.breach(f"{shard}:{item} is between stages and has a row")
 
     def _inspect_rows(
         self, rows: pa.Table | pa.RecordBatch, source: str, listed: Mapping[str, int]

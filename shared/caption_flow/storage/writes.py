@@ -17,12 +17,15 @@ from caption_flow.protocol.codec import ProtocolError
 from caption_flow.protocol.rows import (
     CAPTIONED,
     FAILED,
+    PARTIAL,
     Row,
     decode_rows,
     encode_batch,
     encode_rows,
 )
+from caption_flow.recipe.serving import Leg
 from caption_flow.storage.database import pack_ranges, write_meta
+from caption_flow.storage.partials import complete_rows, read_partials, store_partials
 from caption_flow.storage.parts import Part, count_rows
 from caption_flow.storage.ranges import ranges_of
 from caption_flow.storage.reopen import record_part
@@ -38,7 +41,8 @@ class CommitRows:
     """Store the accepted rows of a worker's batch.
 
     ``items`` is what the message said the rows are; ``accepted`` are the positions that count.
-    After `prepare`, ``counts`` says how many are captioned or failed, by kind.
+    After `prepare`, ``counts`` says how many are captioned or failed, by kind. ``leg`` are the
+    stages that the worker ran, None for all: what those before them gave is added from our disk.
     """
 
     shard: str
@@ -49,25 +53,30 @@ class CommitRows:
     output_fields: tuple[str, ...]
     contributor: str
     worker: str
+    leg: Leg | None = None
     counts: dict[str, int] = field(default_factory=dict)
 
     def prepare(self) -> None:
         """Validate the rows and drop those that are not accepted; raises `ProtocolError`."""
         if not self.accepted:
             return
-        rows = decode_rows(self.payload, self.output_fields)
-        if tuple(rows.column("item_index").to_pylist()) != self.items:
-            raise ProtocolError("the rows of a result batch are not the items it names")
+        rows = _accepted_rows(self.payload, self.output_fields, self.items, self.accepted)
         if len(self.accepted) != len(self.items):
-            rows = rows.take(pa.array(self.accepted))
             self.payload = encode_batch(rows)
         self.counts = count_rows(rows)
-        _check_states(rows, self.output_fields)
+        _check_states(rows, self.output_fields if self.leg is None else self.leg.output_fields)
+        if self.leg is not None and not self.leg.is_last and self.counts.get(CAPTIONED):
+            raise ProtocolError("a captioned result row comes from a worker without the last stage")
 
     def apply(self, connection: Connection) -> None:
         """Insert the batch; nothing when no row is accepted."""
         if not self.accepted:
             return
+        payload = self.payload
+        if self.leg is not None and self.leg.first:
+            rows = decode_rows(payload, self.output_fields)
+            first, own = self.leg.first, self.leg.output_fields
+            payload = encode_batch(complete_rows(connection, self.shard, first, rows, own))
         ranges = ranges_of(self.items[at] for at in self.accepted)
         connection.execute(
             _INSERT_BATCH,
@@ -79,9 +88,53 @@ class CommitRows:
                 self.contributor,
                 self.worker,
                 time.time(),
-                self.payload,
+                payload,
             ),
         )
+
+
+@dataclass(slots=True)
+class CommitPartials:
+    """Store what items have that have reached a stage which their worker does not run.
+
+    ``items`` and ``accepted`` as for `CommitRows`; ``leg`` are the stages behind which they are.
+    """
+
+    shard: str
+    items: tuple[int, ...]
+    accepted: tuple[int, ...]
+    payload: bytes
+    leg: Leg
+    counts: Mapping[str, int] = field(default_factory=dict, init=False)
+    """None of them is a row of the run yet."""
+    _rows: list[dict[str, Any]] = field(default_factory=list, init=False)
+
+    def prepare(self) -> None:
+        """Validate the rows and drop those that are not accepted; raises `ProtocolError`."""
+        if not self.accepted:
+            return
+        columns = [column.name for column in self.leg.columns]
+        rows = _accepted_rows(self.payload, columns, self.items, self.accepted)
+        if not pc.all(pc.equal(rows.column("status"), PARTIAL)).as_py():
+            raise ProtocolError("a row of an item between stages says that it is something else")
+        recipes = set(rows.column("recipe").to_pylist())
+        if recipes != {self.leg.recipe.fingerprint}:
+            raise ProtocolError("a row of an item between stages is of another recipe")
+        _check_texts(rows, columns)
+        self._rows = rows.to_pylist()
+
+    def apply(self, connection: Connection) -> None:
+        """Insert the partials, or put them in place of earlier ones."""
+        store_partials(connection, self.shard, self.leg.stop, self.leg.first, self._rows)
+
+
+def _accepted_rows(
+    payload: bytes, fields: Sequence[str], items: tuple[int, ...], accepted: tuple[int, ...]
+) -> pa.RecordBatch:
+    rows = decode_rows(payload, fields)
+    if tuple(rows.column("item_index").to_pylist()) != items:
+        raise ProtocolError("the rows of a result batch are not the items it names")
+    return rows if len(accepted) == len(items) else rows.take(pa.array(accepted))
 
 
 def _check_states(rows: pa.RecordBatch, output_fields: Sequence[str]) -> None:
@@ -93,8 +146,13 @@ def _check_states(rows: pa.RecordBatch, output_fields: Sequence[str]) -> None:
         raise ProtocolError("a result row's status is neither captioned nor failed")
     if not pc.all(pc.equal(pc.is_valid(rows.column("error_kind")), failed)).as_py():
         raise ProtocolError("a result row has a reason to fail and has not failed, or none and has")
-    for name in output_fields:
-        texts = rows.column(name).filter(captioned)
+    _check_texts(rows.filter(captioned), output_fields)
+
+
+def _check_texts(rows: pa.RecordBatch, fields: Sequence[str]) -> None:
+    """Raise `ProtocolError` unless each row has texts in each field."""
+    for name in fields:
+        texts = rows.column(name)
         empty = pc.less(pc.fill_null(pc.list_value_length(texts), 0), 1)
         if pc.any(empty).as_py() or pc.list_flatten(texts).null_count:
             raise ProtocolError(f"a captioned result row has no text in {name}")
@@ -114,18 +172,23 @@ class CommitFailure:
         """Nothing to validate: the row is ours."""
 
     def apply(self, connection: Connection) -> None:
-        """Insert a batch of one row."""
+        """Insert a batch of one row, with whatever earlier stages gave."""
+        item = self.row.item_index
+        payload = encode_rows([self.row], self.output_fields)
+        if read_partials(connection, self.shard, [item]):
+            rows = decode_rows(payload, self.output_fields)
+            payload = encode_batch(complete_rows(connection, self.shard, 1, rows, ()))
         connection.execute(
             _INSERT_BATCH,
             (
                 self.shard,
                 self.chunk_first,
-                pack_ranges([(self.row.item_index, self.row.item_index + 1)]),
+                pack_ranges([(item, item + 1)]),
                 json.dumps({self.row.error_kind or "unknown": 1}),
                 "",
                 self.worker,
                 time.time(),
-                encode_rows([self.row], self.output_fields),
+                payload,
             ),
         )
 
@@ -142,6 +205,7 @@ class RememberLease:
     chunk_count: int
     items: tuple[int, ...]
     live: bool = True
+    stage: int = 0
 
     def prepare(self) -> None:
         """Nothing to validate."""
@@ -149,7 +213,7 @@ class RememberLease:
     def apply(self, connection: Connection) -> None:
         """Insert the lease."""
         connection.execute(
-            "INSERT OR REPLACE INTO leases VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            "INSERT OR REPLACE INTO leases VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (
                 self.lease,
                 self.session,
@@ -159,6 +223,7 @@ class RememberLease:
                 self.chunk_count,
                 pack_ranges(ranges_of(self.items)),
                 self.live,
+                self.stage,
             ),
         )
 

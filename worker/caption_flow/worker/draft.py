@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Final
 
-from caption_flow.protocol.rows import CAPTIONED, FAILED, Row, StageStats
+from caption_flow.protocol.rows import CAPTIONED, FAILED, PARTIAL, Row, StageStats
+from caption_flow.recipe.serving import StageColumn
 from caption_flow.recipe.stages import Recipe, Stage
 from caption_flow.recipe.template import Outputs
 from caption_flow.worker.engines.base import Completion
@@ -26,10 +27,16 @@ class ItemError(Exception):
 
 @dataclass(slots=True)
 class Draft:
-    """Collects an item's outputs and facts; `captioned` or `failed` make the row of them."""
+    """Collects an item's outputs and facts; `captioned` or `failed` make the row of them.
+
+    What stages gave on other workers is in ``earlier``, for prompts: a row says only what was done
+    here, and the orchestrator knows the rest.
+    """
 
     item_index: int
     recipe: Recipe
+    earlier: Mapping[str, Mapping[str, Sequence[str]]] = field(default_factory=dict)
+    """By stage and output field."""
     outputs: Outputs = field(init=False)
     stats: list[StageStats] = field(default_factory=list)
     models: list[str] = field(default_factory=list)
@@ -41,6 +48,15 @@ class Draft:
 
     def __post_init__(self) -> None:
         self.outputs = self.recipe.no_outputs()
+        for stage in self.recipe.stages:
+            if (given := self.earlier.get(stage.name)) is not None:
+                texts = given.get(stage.output_field, ())
+                self.outputs = self.outputs.add(stage.name, stage.output_field, texts)
+
+    @property
+    def _own(self) -> Outputs:
+        """What the stages gave here."""
+        return self.outputs.only(self.outputs.by_stage.keys() - self.earlier.keys())
 
     def note_image(self, loaded: LoadedImage) -> None:
         """Note the picture's facts, not the picture."""
@@ -82,6 +98,13 @@ class Draft:
         """Return the row of an item that went through every stage."""
         return self._row(CAPTIONED, None, None)
 
+    def partial(self) -> Row:
+        """Return the row of an item that is to go on at another worker."""
+        given = self._own.by_stage
+        ran = [given[stage.name] for stage in self.recipe.stages if stage.name in given]
+        columns = {StageColumn(one.stage, one.field).name: one.texts for one in ran}
+        return replace(self._row(PARTIAL, None, None), outputs=columns)
+
     def failed(self, kind: str, sentence: str) -> Row:
         """Return the row of an item that did not; it keeps what earlier stages gave."""
         return self._row(FAILED, kind, valid_text(sentence)[:MAX_ERROR_CHARACTERS])
@@ -90,7 +113,7 @@ class Draft:
         return Row(
             item_index=self.item_index,
             status=status,
-            outputs=self.outputs.fields,
+            outputs=self._own.fields,
             error_kind=kind,
             error=sentence,
             image_width=self.width,

@@ -12,14 +12,15 @@ it twice is tried alone, and one that kills it alone, too, is put aside with the
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import count
 from typing import Final, NoReturn, Protocol
 
 import structlog
 
-from caption_flow.protocol.rows import CAPTIONED, Row
+from caption_flow.protocol.rows import FAILED, Row
+from caption_flow.recipe.serving import leg
 from caption_flow.recipe.stages import Recipe, Stage
 from caption_flow.worker.core.leases import Job, Key
 from caption_flow.worker.draft import Draft, ItemError
@@ -70,7 +71,7 @@ class EngineGoneError(EngineError):
 
 @dataclass(slots=True)
 class Tally:
-    """Numbers for people: what this pipeline has done so far."""
+    """Numbers for people: what this pipeline has done so far, items passed on included."""
 
     captioned: int = 0
     failed: int = 0
@@ -84,10 +85,10 @@ class Tally:
 
     def count(self, row: Row) -> None:
         """Count one row."""
-        if row.status == CAPTIONED:
-            self.captioned += 1
-        else:
+        if row.status == FAILED:
             self.failed += 1
+        else:
+            self.captioned += 1
         self.tokens_in += sum(stats.tokens_in for stats in row.stage_stats)
         self.tokens_out += sum(stats.tokens_out for stats in row.stage_stats)
 
@@ -149,7 +150,10 @@ class _Carried:
 
 
 class Pipeline:
-    """See the module's docstring. ``engines`` maps each stage's model to its started engine."""
+    """See the module's docstring. ``engines`` maps each stage's model to its started engine.
+
+    ``stages`` names those that this worker runs, none for all.
+    """
 
     def __init__(
         self,
@@ -157,11 +161,13 @@ class Pipeline:
         loader: Loader,
         engines: Mapping[str, SupervisedEngine],
         *,
+        stages: Collection[str] = (),
         look_ahead_items: int | None = None,
         look_ahead_bytes: int = LOOK_AHEAD_BYTES,
         max_attempts: int = MAX_ATTEMPTS,
     ) -> None:
         self._max_attempts = max_attempts
+        self._stages = stages
         self._desk = desk
         self._loader = loader
         self._engines = engines
@@ -237,7 +243,8 @@ class Pipeline:
     def _begin(self, job: Job, tasks: asyncio.TaskGroup) -> None:
         recipe = self._recipes[job.recipe]
         age = next(self._ages)
-        carried = _Carried(job, age, recipe, Draft(job.item.index, recipe), Seat(age))
+        draft = Draft(job.item.index, recipe, job.item.earlier or {})
+        carried = _Carried(job, age, recipe, draft, Seat(age))
         self._carried[job.key] = carried
         self._look_ahead.enter(age)
         carried.task = tasks.create_task(self._carry(carried))
@@ -273,16 +280,17 @@ class Pipeline:
 
     async def _caption(self, carried: _Carried) -> Row:
         draft = carried.draft
+        way = leg(carried.recipe, carried.job.stage, self._stages)
         try:
             loaded = await self._loader.load(carried.job)
             draft.note_image(loaded)
             pixels = loaded.image.pixels
             self._look_ahead.measure(carried.age, pixels.width * pixels.height * 3)
-            for stage in carried.recipe.stages:
+            for stage in way.stages:
                 await self._run_stage(carried, stage, loaded.image)
         except (ImageError, ItemError) as error:
             return draft.failed(error.kind, str(error))
-        return draft.captioned()
+        return draft.captioned() if way.is_last else draft.partial()
 
     async def _run_stage(self, carried: _Carried, stage: Stage, image: PreparedImage) -> None:
         draft, engine = carried.draft, self._engines[stage.model]

@@ -10,7 +10,7 @@ import asyncio
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -29,7 +29,8 @@ from caption_flow.protocol.messages import (
     Results,
     Welcome,
 )
-from caption_flow.protocol.rows import Row, encode_rows
+from caption_flow.protocol.rows import PARTIAL, Row, encode_rows
+from caption_flow.recipe.serving import leg, positions, unknown_stage
 from caption_flow.recipe.stages import Recipe, RecipeError
 from caption_flow.recipe.wire import from_spec
 from caption_flow.worker.client import Address, Client, ConnectionRefusedForGoodError
@@ -111,6 +112,7 @@ class Runtime:
         capacity: Capacity | None = None,
     ) -> None:
         self._build = build
+        self._stages = hello.stages
         self._capacity = capacity or Capacity()
         self._session: Session[Row] = Session(hello, leaves_when_finished=leaves_when_finished)
         self._client = Client(address, self)
@@ -212,7 +214,9 @@ class Runtime:
 
     def deliver(self, job: Job, row: Row) -> None:
         """Take the row of an item begun."""
-        self._post(RowFinished(job.lease, job.item.index, row, size_of(row)))
+        way = leg(self._recipes[job.recipe], job.stage, self._stages)
+        reached = way.stop if row.status == PARTIAL else None
+        self._post(RowFinished(job.lease, job.item.index, row, size_of(row), reached))
 
     async def _fetch(self, job: Job) -> bytes:
         """Ask the orchestrator for an item's bytes. Raises `ImageError` if it has none."""
@@ -273,10 +277,12 @@ class Runtime:
                 self._end(effect)
 
     def _encode(self, batch: Batch[Row]) -> Results:
-        # The rows of one lease are all of one recipe: the one it was granted under.
+        # The rows of one lease are all of one recipe: the one it was granted under. Those that
+        # are not final have come the same way.
         recipe = self._recipes[batch.rows[0].recipe or ""]
-        rows = encode_rows(batch.rows, recipe.output_fields)
-        return Results(batch.seq, batch.lease, batch.items, rows)
+        columns = recipe.output_fields if batch.reached is None else tuple(batch.rows[0].outputs)
+        rows = encode_rows(batch.rows, columns)
+        return Results(batch.seq, batch.lease, batch.items, rows, batch.reached)
 
     def _stats(self) -> dict[str, float]:
         stats = {
@@ -308,8 +314,12 @@ class Runtime:
         except RecipeError as error:
             self._post(RecipeUnusable(f"the orchestrator's recipe cannot be run: {error}"))
             return
+        problem = unknown_stage(recipe, self._stages)
+        if problem is not None:
+            self._post(RecipeUnusable(f"--stages (worker.stages): {problem}"))
+            return
         self._recipes[recipe.fingerprint] = recipe
-        models = {stage.model for stage in recipe.stages}
+        models = engine_options(recipe, self._stages).keys()
         if self._loading is None:
             if self._tasks is None:
                 raise RuntimeError("a recipe came before `run`")
@@ -333,6 +343,7 @@ class Runtime:
                 look_ahead_items=self._capacity.look_ahead_items,
                 look_ahead_bytes=self._capacity.look_ahead_bytes,
                 max_attempts=self._max_attempts,
+                stages=self._stages,
             )
             for known in self._recipes.values():
                 pipeline.use(known)
@@ -345,7 +356,7 @@ class Runtime:
             self._post(EngineLost(str(error)))
 
     async def _load_engines(self, recipe: Recipe, mock_results: bool) -> None:
-        for model, options in engine_options(recipe).items():
+        for model, options in engine_options(recipe, self._stages).items():
             self._engines[model] = SupervisedEngine(
                 self._build(model, options, mock_results),
                 max_requests=self._capacity.max_requests,
@@ -382,10 +393,13 @@ class Runtime:
             log.info(line, **{name: round(value, 2) for name, value in self._stats().items()})
 
 
-def engine_options(recipe: Recipe) -> dict[str, dict[str, Any]]:
-    """Return each model's engine options; where its stages differ, the first one counts."""
+def engine_options(recipe: Recipe, stages: Collection[str] = ()) -> dict[str, dict[str, Any]]:
+    """Return each model's engine options; where its stages differ, the first one counts.
+
+    With names of ``stages`` only these and their models are looked at.
+    """
     options: dict[str, dict[str, Any]] = {}
-    for stage in recipe.stages:
+    for stage in (recipe.stages[at] for at in sorted(positions(recipe, stages))):
         merged = options.setdefault(stage.model, {})
         for name, value in stage.engine.items():
             if merged.setdefault(name, value) != value:

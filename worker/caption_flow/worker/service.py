@@ -44,7 +44,8 @@ class WorkerSettings:
     """What the worker's owner decides; everything else comes from the orchestrator.
 
     ``engine_settings`` are the engine's own options, laid over the recipe's. ``model`` replaces
-    the recipe's model, if it names only one; ``batch_size`` limits the requests in flight.
+    the recipe's model, if it names only one; ``batch_size`` limits the requests in flight;
+    ``stages`` names those to run, none for all.
     ``exit_with_parent`` ends the worker with the process that started it.
     """
 
@@ -56,6 +57,7 @@ class WorkerSettings:
     model: str | None = None
     batch_size: int | None = None
     gpu_id: int | None = None
+    stages: tuple[str, ...] = ()
     trust_remote_code: bool = False
     verify_ssl: bool = True
     when_finished: WhenFinished = "stay_connected"
@@ -154,6 +156,7 @@ def _hello(settings: WorkerSettings) -> Hello:
         version=version,
         engine=settings.engine,
         device="" if settings.gpu_id is None else f"gpu {settings.gpu_id}",
+        stages=settings.stages,
     )
 
 

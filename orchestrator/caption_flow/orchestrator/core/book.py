@@ -237,7 +237,7 @@ def _check_chunk(chunk: Chunk) -> None:
     assert not waiting & leased, f"{chunk}: waiting and leased"
     assert waiting | leased == chunk.open, f"{chunk}: open items lost"
     between = list(chunk.between.values())
-    assert all(between) and union(between) & ~chunk.open == 0, f"{chunk}: between stages, not open"
+    assert union(between) & ~chunk.open == 0, f"{chunk}: between stages and not open"
     assert union(between).bit_count() == sum(map(int.bit_count, between)), f"{chunk}: at two stages"
     for piece in chunk.pieces:
         assert piece.mask & ~chunk.at(piece.stage) == 0, f"{chunk}: waiting at another stage"

@@ -443,7 +443,7 @@ class Ledger:
     # ------------------------------------------------------------------ reports and commits
 
     def _report(self, event: ev.Reported, effects: Effects, now: float) -> None:
-        self._roster.hear(event.session, now)
+        session = self._roster.hear(event.session, now)
         lease = self._book.lease(event.lease)
         if lease is None:
             # An ended lease of a chunk that is done, or of one that was forgotten at a restart:
@@ -461,8 +461,10 @@ class Ledger:
             reason = f"a report names items that are not in the chunk of lease {event.lease}"
             effects.append(ev.Refuse(event.session, reason))
             return
-        reach = lease.session.reach(lease.stage)
-        if event.reached is not None and not self._may_reach(lease, event.reached):
+        # Not the lease's own session: that of one which is over may be of an earlier day.
+        reach = lease.stage if session is None else session.reach(lease.stage)
+        onward = lease.stage < reach < self.policy.stages
+        if event.reached is not None and not (onward and event.reached == reach):
             reason = f"items of lease {event.lease} cannot have reached stage {event.reached}"
             effects.append(ev.Refuse(event.session, reason))
             return
@@ -486,11 +488,6 @@ class Ledger:
                 event.reached is not None,
             )
         )
-
-    def _may_reach(self, lease: Lease, reached: int) -> bool:
-        """Tell whether a lease's items can be at a stage now that its worker does not run."""
-        reach = lease.session.reach(lease.stage)
-        return lease.stage < reached == reach < self.policy.stages
 
     def _accept(
         self, lease: Lease, mask: int, reached: int | None, effects: Effects, now: float

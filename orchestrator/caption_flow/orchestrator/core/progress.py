@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from caption_flow.protocol.rows import CAPTIONED
@@ -28,6 +28,8 @@ class Progress:
     eta_seconds: float | None
     before: int
     """Items that were terminal before this orchestrator started."""
+    unserved: Mapping[str, int] = field(default_factory=dict)
+    """Items that wait for a stage which no connected worker runs, by the stage's name."""
 
     @property
     def failed(self) -> int:

@@ -54,6 +54,8 @@ class Link:
     session: str
     worker: str
     contributor: str
+    stages: tuple[str, ...] = ()
+    """The stages that it runs; none stands for all."""
     unacknowledged: asyncio.Semaphore = field(
         default_factory=lambda: asyncio.Semaphore(MOST_UNACKNOWLEDGED)
     )
@@ -74,6 +76,10 @@ class Leader(Protocol):
 
     def welcome(self, link: Link, held: Collection[int]) -> Welcome:
         """Return the answer to a hello; ``held`` are leases the worker says it still has."""
+        ...
+
+    def serves(self, link: Link) -> frozenset[int]:
+        """Return the positions of the stages that a worker runs; names nobody knows are none."""
         ...
 
     def apply(self, event: ev.Event, *, link: Link | None = None, payload: bytes = b"") -> None:
@@ -137,7 +143,7 @@ class Conversations:
         if not isinstance(hello, Hello):
             raise ProtocolError("the first message must be hello")
         outgoing = Outgoing(connection)
-        link = Link(connection, outgoing, hello.session, hello.name, identity.name)
+        link = Link(connection, outgoing, hello.session, hello.name, identity.name, hello.stages)
         pump = asyncio.create_task(outgoing.pump(), name=f"to {hello.name}")
         try:
             await self._join(link, hello)
@@ -154,9 +160,16 @@ class Conversations:
             raise ProtocolError("this session belongs to another token")
         # Before the earlier connection is closed, so that its end is not taken for the session's.
         self.links[link.session] = link
-        log.info("worker joined", worker=link.worker, engine=hello.engine, device=hello.device)
+        log.info(
+            "worker joined",
+            worker=link.worker,
+            engine=hello.engine,
+            device=hello.device,
+            **({"stages": ", ".join(hello.stages)} if hello.stages else {}),
+        )
         link.outgoing.send(self._leader.welcome(link, hello.leases))
-        self._leader.apply(ev.SessionJoined(link.session, link.worker, hello.leases))
+        serves = self._leader.serves(link)
+        self._leader.apply(ev.SessionJoined(link.session, link.worker, hello.leases, serves))
         if self._leader.draining:
             link.outgoing.send(Drain("the orchestrator is shutting down"))
         if earlier is not None:
@@ -178,7 +191,8 @@ class Conversations:
         match message:
             case Results():
                 await link.unacknowledged.acquire()
-                report = ev.Reported(session, message.lease, message.seq, message.items)
+                lease, reached = message.lease, message.reached
+                report = ev.Reported(session, lease, message.seq, message.items, reached)
                 self._leader.apply(report, link=link, payload=message.rows)
             case Want(chunks, width, idle):
                 self._leader.apply(ev.Wanted(session, max(1, chunks), width, idle))

@@ -72,12 +72,13 @@ class RecipeUnusable:
 
 @dataclass(frozen=True, slots=True)
 class RowFinished(Generic[R]):
-    """A begun item has its row."""
+    """A begun item has its row, or has ``reached`` a stage that this worker does not run."""
 
     lease: LeaseId
     item: int
     row: R
     size_bytes: int = 0
+    reached: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

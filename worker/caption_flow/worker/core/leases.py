@@ -20,11 +20,15 @@ Key = tuple[LeaseId, int]
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One item of one lease, and the fingerprint of the recipe it was granted under."""
+    """One item of one lease, and the fingerprint of the recipe it was granted under.
+
+    ``stage`` is the position of its next stage.
+    """
 
     lease: LeaseId
     item: ItemDescription
     recipe: str
+    stage: int = 0
 
     @property
     def key(self) -> Key:
@@ -36,6 +40,7 @@ class Job:
 class _Held:
     id: LeaseId
     recipe: str
+    stage: int
     waiting: dict[int, ItemDescription] = field(default_factory=dict)
     begun: set[int] = field(default_factory=set)
 
@@ -80,7 +85,7 @@ class LeaseBook:
 
     def take(self, granted: GrantedLease, recipe: str) -> None:
         """Take a lease in; items of a lease that is already held are added to it."""
-        held = self._leases.setdefault(granted.lease, _Held(granted.lease, recipe))
+        held = self._leases.setdefault(granted.lease, _Held(granted.lease, recipe, granted.stage))
         new = [item for item in granted.items if not self._knows(held, item.index)]
         held.waiting.update((item.index, item) for item in new)
         self._waiting += len(new)
@@ -97,7 +102,7 @@ class LeaseBook:
         held.begun.add(index)
         self._waiting -= 1
         self._begun += 1
-        return Job(held.id, item, held.recipe)
+        return Job(held.id, item, held.recipe, held.stage)
 
     def finish(self, lease: LeaseId, index: int) -> bool:
         """Note that a begun item has its row; False if the item is no longer this worker's."""

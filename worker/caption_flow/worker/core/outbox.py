@@ -3,7 +3,8 @@
 Pure: the shell owns the socket and the clock. The rules, which `Outbox.check` asserts:
 
 - A row is in the outbox from `add` until the `acknowledge` of its batch. Nothing else removes it.
-- Batches are numbered 1, 2, 3 … in the order they are first sent, and hold rows of one lease.
+- Batches are numbered 1, 2, 3 … in the order they are first sent, and hold rows of one lease and
+  kind: final ones, or those of items that have all reached the same stage.
 - On each connection batches leave in the order of their numbers, and every unacknowledged one
   leaves again before any new one is made.
 - At most ``window`` batches are unacknowledged, so a slow orchestrator fills the outbox, not the
@@ -14,11 +15,14 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass, field
+from operator import itemgetter
 from typing import Final, Generic, TypeVar
 
 from caption_flow.protocol.messages import LeaseId
 
 R = TypeVar("R")
+_Kind = tuple[LeaseId, int | None]
+"""A lease, and the stage that the items of its rows have reached, None for final rows."""
 
 CAPACITY_ROWS: Final = 4096
 BATCH_ROWS: Final = 64
@@ -30,12 +34,16 @@ IDLE_AGE_SECONDS: Final = 0.2
 
 @dataclass(frozen=True, slots=True)
 class Batch(Generic[R]):
-    """Rows of one lease that leave together; ``items`` names each row's item index."""
+    """Rows of one lease that leave together; ``items`` names each row's item index.
+
+    They are final, or their items have all ``reached`` one stage.
+    """
 
     seq: int
     lease: LeaseId
     items: tuple[int, ...]
     rows: tuple[R, ...]
+    reached: int | None = None
 
 
 @dataclass(slots=True)
@@ -48,7 +56,7 @@ class _Waiting(Generic[R]):
 
 @dataclass(slots=True)
 class _Pile(Generic[R]):
-    """Rows of one lease that are in no batch yet, oldest first."""
+    """Rows of one lease and kind that are in no batch yet, oldest first."""
 
     rows: deque[_Waiting[R]] = field(default_factory=deque)
     size_bytes: int = 0
@@ -60,7 +68,7 @@ class Outbox(Generic[R]):
     def __init__(self, *, capacity_rows: int = CAPACITY_ROWS, batch_rows: int = BATCH_ROWS) -> None:
         self._capacity_rows = capacity_rows
         self._batch_rows = batch_rows
-        self._piles: dict[LeaseId, _Pile[R]] = {}
+        self._piles: dict[_Kind, _Pile[R]] = {}
         self._batches: deque[Batch[R]] = deque()
         self._window = 0
         self._sealed = 0
@@ -81,24 +89,34 @@ class Outbox(Generic[R]):
     @property
     def leases(self) -> frozenset[LeaseId]:
         """The leases that unacknowledged rows belong to."""
-        return frozenset(self._piles) | {batch.lease for batch in self._batches}
+        piled = frozenset(lease for lease, _ in self._piles)
+        return piled | {batch.lease for batch in self._batches}
 
     def items(self, lease: LeaseId) -> frozenset[int]:
         """Return the items of a lease whose rows are not acknowledged."""
-        pile = self._piles.get(lease)
-        piled = () if pile is None else (one.item for one in pile.rows)
+        piles = (pile for (of_lease, _), pile in self._piles.items() if of_lease == lease)
+        piled = (one.item for pile in piles for one in pile.rows)
         sealed = (item for batch in self._batches if batch.lease == lease for item in batch.items)
         return frozenset((*piled, *sealed))
 
     def has_unsent(self, lease: LeaseId) -> bool:
         """Whether rows of the lease have not left on this connection."""
-        return lease in self._piles or any(
+        return any(of_lease == lease for of_lease, _ in self._piles) or any(
             batch.lease == lease for batch in self._batches if batch.seq > self._sent
         )
 
-    def add(self, lease: LeaseId, item: int, row: R, *, size_bytes: int = 0, now: float) -> None:
+    def add(
+        self,
+        lease: LeaseId,
+        item: int,
+        row: R,
+        *,
+        size_bytes: int = 0,
+        reached: int | None = None,
+        now: float,
+    ) -> None:
         """Take a finished row in. Never refused: whoever begins items looks at `room` before."""
-        pile = self._piles.setdefault(lease, _Pile())
+        pile = self._piles.setdefault((lease, reached), _Pile())
         pile.rows.append(_Waiting(item, row, size_bytes, now))
         pile.size_bytes += size_bytes
         self._rows += 1
@@ -122,8 +140,8 @@ class Outbox(Generic[R]):
             return []
         leaving = [batch for batch in self._batches if batch.seq > self._sent]
         age = 0.0 if flush else IDLE_AGE_SECONDS if idle else AGE_SECONDS
-        while len(self._batches) < self._window and (lease := self._ripe(now - age)) is not None:
-            leaving.append(self._seal(lease))
+        while len(self._batches) < self._window and (kind := self._ripe(now - age)) is not None:
+            leaving.append(self._seal(kind))
         self._sent = self._sealed
         return leaving
 
@@ -137,19 +155,19 @@ class Outbox(Generic[R]):
         self._rows -= forgotten
         return forgotten
 
-    def _ripe(self, added_before: float) -> LeaseId | None:
-        """Return the lease whose rows have waited longest, of those with a batch to send."""
+    def _ripe(self, added_before: float) -> _Kind | None:
+        """Return the lease and kind whose rows have waited longest, among those to be sent."""
         ripe = [
-            (pile.rows[0].added_at, lease)
-            for lease, pile in self._piles.items()
+            (pile.rows[0].added_at, kind)
+            for kind, pile in self._piles.items()
             if len(pile.rows) >= self._batch_rows
             or pile.size_bytes >= BATCH_BYTES
             or pile.rows[0].added_at <= added_before
         ]
-        return min(ripe)[1] if ripe else None
+        return min(ripe, key=itemgetter(0))[1] if ripe else None
 
-    def _seal(self, lease: LeaseId) -> Batch[R]:
-        pile = self._piles[lease]
+    def _seal(self, kind: _Kind) -> Batch[R]:
+        pile = self._piles[kind]
         taken: list[_Waiting[R]] = []
         size_bytes = 0
         while pile.rows and len(taken) < self._batch_rows and size_bytes < BATCH_BYTES:
@@ -157,11 +175,11 @@ class Outbox(Generic[R]):
             size_bytes += taken[-1].size_bytes
         pile.size_bytes -= size_bytes
         if not pile.rows:
-            del self._piles[lease]
+            del self._piles[kind]
         self._sealed += 1
-        batch = Batch(
-            self._sealed, lease, tuple(one.item for one in taken), tuple(one.row for one in taken)
-        )
+        items, rows = tuple(one.item for one in taken), tuple(one.row for one in taken)
+        lease, reached = kind
+        batch = Batch(self._sealed, lease, items, rows, reached)
         self._batches.append(batch)
         return batch
 
@@ -172,6 +190,6 @@ class Outbox(Generic[R]):
         assert self._acknowledged <= self._sent <= self._sealed, "sent out of order"
         piled = sum(len(pile.rows) for pile in self._piles.values())
         assert self._rows == piled + sum(len(batch.rows) for batch in self._batches), "rows lost"
-        for lease, pile in self._piles.items():
+        for (lease, _), pile in self._piles.items():
             assert pile.rows, f"lease {lease} has an empty pile"
             assert pile.size_bytes == sum(one.size_bytes for one in pile.rows), "bytes miscounted"

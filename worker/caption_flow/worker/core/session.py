@@ -316,7 +316,14 @@ class Session(Generic[R]):
             return
         self._fetches.drop(event.lease, event.item)
         self._rate.note(now=now)
-        self._outbox.add(event.lease, event.item, event.row, size_bytes=event.size_bytes, now=now)
+        self._outbox.add(
+            event.lease,
+            event.item,
+            event.row,
+            size_bytes=event.size_bytes,
+            reached=event.reached,
+            now=now,
+        )
 
     def _adopt(self, recipe: RecipeSpec, effects: list[Effect[R]]) -> None:
         if recipe.fingerprint != self._recipe:
