@@ -78,6 +78,5 @@ async def test_a_worker_for_a_stage_that_is_not_there_is_refused(tmp_path: Path)
         worker = await fleet.worker("mistaken", stages=["describe", "condens"])
         assert await worker.exit_code() == 1
         assert worker.output.rstrip().endswith(
-            "Error: --stages (worker.stages): no stage is named 'condens'; "
-            "did you mean 'condense'?"
+            "Error: --stages (worker.stages): no stage is named 'condens'; did you mean 'condense'?"
         )

@@ -2,7 +2,8 @@
 
 The machine plays workers that join, ask, finish, send (again after every reconnect, as an outbox
 does), vanish and return; a disk that commits in order or rejects; a clock; and orchestrators that
-stop at any point and resume from what the disk holds. It keeps books of its own: what is durable,
+stop at any point and resume from what the disk holds. Items go through up to three stages, of which
+workers run some or all, and begin again when their file changes. It keeps books of its own: what is durable,
 what was acknowledged, who holds what, who lost what. After every step both books must agree, as
 equalities: an implication would let a ledger pass that does nothing.
 """
@@ -10,6 +11,7 @@ equalities: an implication would let a ledger pass that does nothing.
 from __future__ import annotations
 
 import os
+from collections import Counter
 from dataclasses import dataclass, field, replace
 
 from hypothesis import Phase, settings
@@ -21,17 +23,28 @@ from caption_flow.orchestrator.core.ledger import Ledger, Policy, StoredLease
 from caption_flow.orchestrator.core.ranges import RangeSet
 
 Item = tuple[str, int]
-Write = ev.Commit | ev.CommitQuarantine
 NAMES = "xyz"
 
 
 @dataclass
+class Forget:
+    """A write that takes what stages gave to items off the disk."""
+
+    items: set[Item]
+
+
+Write = ev.Commit | ev.CommitQuarantine | Forget
+
+
+@dataclass
 class Disk:
-    """What survives: rows, leases and listed counts. The queue in front of it does not."""
+    """What survives: rows, stages, leases and listed counts. The queue in front of it does not."""
 
     queue: list[tuple[Write, int]] = field(default_factory=list)
     """Writes on their way, each with the connection that is to be told when it is durable."""
     rows: set[Item] = field(default_factory=set)
+    stages: dict[Item, int] = field(default_factory=dict)
+    """The next stage of items that have some behind them and no row."""
     leases: dict[int, StoredLease] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)
 
@@ -41,6 +54,7 @@ class Batch:
     seq: int
     lease: int
     items: tuple[int, ...]
+    reached: int | None = None
     credited: set[Item] = field(default_factory=set)
     """What of it, once acknowledged, is durable."""
 
@@ -50,6 +64,7 @@ class Worker:
     """A worker with an outbox: what is not acknowledged is sent again on each connection."""
 
     name: str
+    serves: frozenset[int] = frozenset({0, 1, 2})
     connection: int = 0
     """Which of its connections is open; 0 for none."""
     heard_at: float = 0.0
@@ -57,6 +72,8 @@ class Worker:
     """Whether this orchestrator has seen it."""
     leases: dict[int, tuple[str, tuple[int, ...]]] = field(default_factory=dict)
     """Every lease it ever got: it may finish items of any of them at any time."""
+    stages: dict[int, int] = field(default_factory=dict)
+    """The stage that each of these began at."""
     outbox: list[Batch] = field(default_factory=list)
     sent: int = 0
     """How many batches of the outbox have left on this connection."""
@@ -73,6 +90,7 @@ class Held:
     shard: str
     items: set[int]
     progress_at: float
+    stage: int
 
 
 class LedgerMachine(RuleBasedStateMachine):
@@ -85,7 +103,12 @@ class LedgerMachine(RuleBasedStateMachine):
         self.held: dict[int, Held] = {}
         self.credit: dict[int, set[Item]] = {}
         """What a report on a lease may still be accepted for, if nobody was faster."""
-        self.acknowledged: set[Item] = set()
+        self.stages: dict[Item, int] = {}
+        """The next stage of items that have some behind them, as the ledger is to see it."""
+        self.again: set[Item] = set()
+        """What begins again when it is no longer on its way, unless it has a row then."""
+        self.acknowledged: dict[Item, int] = {}
+        """A stage that an item was said to be behind."""
         self.losses: dict[Item, int] = {}
         self.lease_numbers: set[int] = set()
         self.now = 0.0
@@ -99,14 +122,24 @@ class LedgerMachine(RuleBasedStateMachine):
         max_attempts=st.sampled_from([1, 2, 3]),
         count=st.integers(0, 16),
         listed=st.booleans(),
+        stages=st.sampled_from([1, 2, 3]),
+        serves=st.lists(st.sets(st.integers(0, 2)), min_size=3, max_size=3),
     )
-    def begin(
-        self, chunk_size: int, smallest_grant: int, max_attempts: int, count: int, listed: bool
+    def begin(  # noqa: PLR0917  -- everything that a run may be like
+        self,
+        chunk_size: int,
+        smallest_grant: int,
+        max_attempts: int,
+        count: int,
+        listed: bool,
+        stages: int,
+        serves: list[set[int]],
     ) -> None:
         self.policy = Policy(
             chunk_size=chunk_size,
             smallest_grant=smallest_grant,
             max_attempts=max_attempts,
+            stages=stages,
             lease_seconds=10,
             rejoin_seconds=2,
             straggler_seconds=8,
@@ -115,7 +148,9 @@ class LedgerMachine(RuleBasedStateMachine):
         self.found("a", count)
         if listed:
             self.feed(ev.ListingFinished())
-        for name in NAMES:
+        for name, positions in zip(NAMES, serves, strict=True):
+            # None stands for all; positions beyond the last stage are nobody's.
+            self.workers[name] = Worker(name, frozenset(positions or {0, 1, 2}))
             self.join(name, forget=False)
 
     # -------------------------------------------------------------- the shell
@@ -168,9 +203,11 @@ class LedgerMachine(RuleBasedStateMachine):
         assert effect.lease not in self.lease_numbers, "a lease number was used again"
         assert effect.items == tuple(sorted(set(effect.items)))
         on_the_way = self.on_the_way()
+        assert effect.stage in worker.serves, "granted to a worker that does not run the stage"
         for item in effect.items:
             assert (effect.shard, item) not in self.disk.rows, "granted what is done"
             assert (effect.shard, item) not in on_the_way, "granted what was reported"
+            assert self.stage_of((effect.shard, item)) == effect.stage, "granted at another stage"
         for held in self.held.values():
             if held.shard == effect.shard and not held.items.isdisjoint(effect.items):
                 other = self.workers[held.worker]
@@ -180,8 +217,14 @@ class LedgerMachine(RuleBasedStateMachine):
         self.lease_numbers.add(effect.lease)
         self.credit[effect.lease] = {(effect.shard, item) for item in effect.items}
         worker.leases[effect.lease] = (effect.shard, effect.items)
+        worker.stages[effect.lease] = effect.stage
         self.disk.leases[effect.lease] = stored(effect)
-        self.held[effect.lease] = Held(worker.name, effect.shard, set(effect.items), self.now)
+        self.held[effect.lease] = Held(
+            worker.name, effect.shard, set(effect.items), self.now, effect.stage
+        )
+
+    def stage_of(self, item: Item) -> int:
+        return self.stages.get(item, 0)
 
     def submit(self, write: Write, connection: int) -> None:
         accepted = items_of(write)
@@ -192,7 +235,8 @@ class LedgerMachine(RuleBasedStateMachine):
         self.disk.queue.append((write, connection))
 
     def on_the_way(self) -> set[Item]:
-        return {item for write, _ in self.disk.queue for item in items_of(write)}
+        commits = (write for write, _ in self.disk.queue if not isinstance(write, Forget))
+        return {item for write in commits for item in items_of(write)}
 
     def missing(self) -> list[Item]:
         return [
@@ -255,7 +299,8 @@ class LedgerMachine(RuleBasedStateMachine):
         self.connections += 1
         worker.connection, worker.sent, worker.recalled = self.connections, 0, False
         worker.heard_at, worker.known = self.now, True
-        self.feed(ev.SessionJoined(name, name, holds))
+        serves = None if worker.serves == {0, 1, 2} else worker.serves
+        self.feed(ev.SessionJoined(name, name, holds, serves))
 
     @rule(name=st.sampled_from(NAMES), data=st.data())
     def answer_a_recall(self, name: str, data: st.DataObject) -> None:
@@ -282,6 +327,10 @@ class LedgerMachine(RuleBasedStateMachine):
         kinds = {type(e) for e in effects if getattr(e, "session", None) == name}
         assert kinds & {ev.Grant, ev.Wait, ev.Finish}, "no answer"
         assert not (self.ledger.paused and ev.Grant in kinds), "granted while paused"
+        holds = any(held.worker == name for held in self.held.values())
+        if not self.ledger.paused and not holds:
+            stages = {self.stage_of(item) for item in self.waiting()}
+            assert stages.isdisjoint(self.workers[name].serves), "left waiting beside its work"
 
     @rule(name=st.sampled_from(NAMES), data=st.data())
     def finish_items(self, name: str, data: st.DataObject) -> None:
@@ -289,17 +338,26 @@ class LedgerMachine(RuleBasedStateMachine):
         if worker.leases:
             lease = data.draw(st.sampled_from(sorted(worker.leases)[-4:]))
             items = data.draw(st.lists(st.sampled_from(worker.leases[lease][1]), max_size=4))
-            self.seq += 1
-            worker.outbox.append(Batch(self.seq, lease, tuple(items)))
+            failed = data.draw(st.booleans())
+            self.finish(worker, lease, tuple(items), failed=failed)
+
+    def finish(
+        self, worker: Worker, lease: int, items: tuple[int, ...], *, failed: bool = False
+    ) -> None:
+        """Put rows into the outbox: of items that go on elsewhere, or are captioned or failed."""
+        reached = worker.stages[lease]
+        while reached in worker.serves:
+            reached += 1
+        self.seq += 1
+        final = failed or reached >= self.policy.stages
+        worker.outbox.append(Batch(self.seq, lease, items, None if final else reached))
 
     @rule(name=st.sampled_from(NAMES), batches=st.integers(0, 4))
     def finish_all(self, name: str, batches: int) -> None:
         """Finish whatever is held, lease by lease, and send some of it."""
         for lease, held in self.held.items():
             if held.worker == name:
-                self.seq += 1
-                batch = Batch(self.seq, lease, tuple(sorted(held.items)))
-                self.workers[name].outbox.append(batch)
+                self.finish(self.workers[name], lease, tuple(sorted(held.items)))
         self.send(name, batches)
 
     @rule(name=st.sampled_from(NAMES), batches=st.integers(1, 4))
@@ -309,8 +367,11 @@ class LedgerMachine(RuleBasedStateMachine):
             worker.sent += 1
             shard = worker.leases[batch.lease][0]
             batch.credited = {(shard, i) for i in batch.items} & self.credit.get(batch.lease, set())
+            stage = worker.stages[batch.lease]
             news = batch.credited - self.disk.rows - self.on_the_way()
-            effects = self.feed(ev.Reported(name, batch.lease, batch.seq, batch.items))
+            news = {item for item in news if self.stage_of(item) == stage}
+            report = ev.Reported(name, batch.lease, batch.seq, batch.items, batch.reached)
+            effects = self.feed(report)
             commits = [e for e in effects if isinstance(e, ev.Commit)]
             assert len(commits) == 1, "every report passes through the disk's queue"
             assert (commits[0].session, commits[0].seq) == (name, batch.seq)
@@ -396,9 +457,21 @@ class LedgerMachine(RuleBasedStateMachine):
                 self.commit(write, connection)
 
     def commit(self, write: Write, connection: int) -> None:
+        if isinstance(write, Forget):
+            for item in write.items:
+                self.disk.stages.pop(item, None)
+            return
         for item in items_of(write):
             assert item not in self.disk.rows, "committed twice"
-            self.disk.rows.add(item)
+            self.disk.stages.pop(item, None)
+            self.stages.pop(item, None)
+            if isinstance(write, ev.Commit) and write.partial:
+                self.disk.stages[item] = write.reach
+                if item not in self.again:
+                    self.stages[item] = write.reach
+            else:
+                self.disk.rows.add(item)
+            self.again.discard(item)
         self.feed(ev.Committed(write.ticket))
         if isinstance(write, ev.Commit):
             worker = self.workers[write.session]
@@ -409,10 +482,16 @@ class LedgerMachine(RuleBasedStateMachine):
         """Have a worker forget its batches up to one: from now on only the disk has them."""
         while worker.outbox and worker.outbox[0].seq <= seq:
             worker.sent -= 1
-            self.acknowledged |= worker.outbox.pop(0).credited
+            batch = worker.outbox.pop(0)
+            for item in batch.credited:
+                behind = worker.stages[batch.lease] + 1
+                self.acknowledged[item] = max(behind, self.acknowledged.get(item, 0))
 
     def reject(self, write: ev.Commit, connection: int) -> None:
         """Refuse bad rows: their worker is sent away, and loses that batch for good."""
+        for item in items_of(write) & self.again:
+            self.stages.pop(item, None)
+            self.again.discard(item)
         self.feed(ev.CommitRejected(write.ticket))
         self.no_longer_done(items_of(write))
         worker = self.workers[write.session]
@@ -437,8 +516,24 @@ class LedgerMachine(RuleBasedStateMachine):
         self.no_longer_done(done)
         self.feed(ev.Reopened(shard, tuple(sorted(items))))
 
+    @rule(shard=st.sampled_from("ab"), items=st.sets(st.integers(0, 20), max_size=6))
+    def rewind(self, shard: str, items: set[int]) -> None:
+        """Files have changed: what stages gave to their items is taken off the disk."""
+        named = {(shard, item) for item in items}
+        on_the_way = named & self.on_the_way()
+        between = {item for item in named - on_the_way if item in self.stages}
+        self.again |= on_the_way
+        for item in between:
+            del self.stages[item]
+        for credit in self.credit.values():
+            credit.difference_update(between | on_the_way)
+        self.no_longer_done(between | on_the_way)
+        self.feed(ev.Rewound(shard, frozenset(items)))
+        self.disk.queue.append((Forget(named), 0))
+
     def no_longer_done(self, items: set[Item]) -> None:
-        self.acknowledged -= items
+        for item in items:
+            self.acknowledged.pop(item, None)
         for worker in self.workers.values():
             for batch in worker.outbox:
                 batch.credited -= items
@@ -454,21 +549,32 @@ class LedgerMachine(RuleBasedStateMachine):
             for shard in self.disk.counts
         }
         leases = list(self.disk.leases.values())
-        self.ledger.restore(terminal, self.disk.counts, leases, now=self.now)
+        between: dict[int, dict[str, RangeSet]] = {}
+        for (shard, item), stage in self.disk.stages.items():
+            between.setdefault(stage, {}).setdefault(shard, RangeSet()).add(item, item + 1)
+        self.stages, self.again = dict(self.disk.stages), set()
+        self.ledger.restore(terminal, self.disk.counts, leases, between, now=self.now)
         for worker in self.workers.values():
             worker.connection, worker.known, worker.heard_at = 0, False, self.now
             worker.recalled = False
         self.held.clear()
         self.credit.clear()
         for lease in leases:
-            left = {i for i in lease.items if (lease.shard, i) not in self.disk.rows}
+            left = {
+                item
+                for item in lease.items
+                if (lease.shard, item) not in self.disk.rows
+                and self.stage_of((lease.shard, item)) == lease.stage
+            }
             assert self.ledger.knows(lease.lease) == bool(left), "kept, or not, without a reason"
             if left:
                 self.credit[lease.lease] = {(lease.shard, item) for item in lease.items}
             else:
                 del self.disk.leases[lease.lease]
             if left and lease.live:
-                self.held[lease.lease] = Held(lease.session, lease.shard, left, self.now)
+                self.held[lease.lease] = Held(
+                    lease.session, lease.shard, left, self.now, lease.stage
+                )
             assert self.ledger.is_live(lease.lease) == (lease.lease in self.held)
         for name in sorted(back):
             self.join(name, forget=False)
@@ -479,6 +585,19 @@ class LedgerMachine(RuleBasedStateMachine):
     def the_ledger_agrees_with_itself(self) -> None:
         self.ledger.check()
 
+    def waiting(self) -> set[Item]:
+        """Return what nobody works on."""
+        leased = {(held.shard, item) for held in self.held.values() for item in held.items}
+        return set(self.missing()) - leased - self.on_the_way()
+
+    @invariant()
+    def what_waits_for_a_stage_that_nobody_runs_is_known(self) -> None:
+        here = [worker.serves for worker in self.workers.values() if worker.connection]
+        stages = [self.stage_of(item) for item in self.waiting()]
+        assert self.ledger.unserved == Counter(
+            stage for stage in stages if not any(stage in serves for serves in here)
+        )
+
     @invariant()
     def every_item_is_in_exactly_one_state(self) -> None:
         leased = {(held.shard, item) for held in self.held.values() for item in held.items}
@@ -486,7 +605,7 @@ class LedgerMachine(RuleBasedStateMachine):
         assert self.ledger.terminal == len(self.disk.rows)
         assert self.ledger.committing == len(self.on_the_way())
         assert self.ledger.leased == len(leased)
-        assert self.ledger.pending == len(set(self.missing()) - leased - self.on_the_way())
+        assert self.ledger.pending == len(self.waiting())
         assert self.ledger.finished == (self.ledger.listed and not self.missing())
 
     @invariant()
@@ -500,33 +619,38 @@ class LedgerMachine(RuleBasedStateMachine):
 
     @invariant()
     def what_was_acknowledged_is_durable(self) -> None:
-        assert self.acknowledged <= self.disk.rows
+        for item, behind in self.acknowledged.items():
+            reached = self.disk.stages.get(item, 0)
+            assert item in self.disk.rows or reached >= behind, f"{item} is lost"
 
     def teardown(self) -> None:
-        """From any state, one worker that does its work brings the run to its end."""
+        """From any state, one worker for each stage that does its work brings the run to its end."""
         self.feed(ev.ListingFinished())
         self.feed(ev.Resumed())
-        last = self.workers["last"] = Worker("last")
-        self.join("last", forget=True)
+        last = [f"last {stage}" for stage in range(self.policy.stages)]
+        for stage, name in enumerate(last):
+            self.workers[name] = Worker(name, frozenset({stage}))
+            self.join(name, forget=True)
         for _ in range(400):
             self.write(100, reject=False)
             if self.ledger.finished:
                 break
             self.now += self.policy.lease_seconds
-            last.heard_at = self.now
-            self.feed(ev.Heard("last"))
+            for name in last:
+                self.workers[name].heard_at = self.now
+                self.feed(ev.Heard(name))
             self.feed(ev.Ticked())
-            self.feed(ev.Wanted("last", 2))
-            for lease, (_, items) in list(last.leases.items()):
-                self.seq += 1
-                self.feed(ev.Reported("last", lease, self.seq, items))
+            for name in last:
+                self.feed(ev.Wanted(name, 2))
+                self.finish_all(name, 100)
             self.ledger.check()
         assert self.ledger.finished, self.missing()
         assert not self.missing()
-        assert last.told_finished
+        assert not self.disk.stages, "an item has a row and is between stages"
+        assert all(self.workers[name].told_finished for name in last)
 
 
-def items_of(write: Write) -> set[Item]:
+def items_of(write: ev.Commit | ev.CommitQuarantine) -> set[Item]:
     if isinstance(write, ev.CommitQuarantine):
         return {(write.shard, write.item)}
     return {(write.shard, write.items[at]) for at in write.accepted}
@@ -542,6 +666,7 @@ def stored(effect: ev.Grant | ev.Remember) -> StoredLease:
         effect.chunk_count,
         effect.items,
         effect.live if isinstance(effect, ev.Remember) else True,
+        effect.stage,
     )
 
 

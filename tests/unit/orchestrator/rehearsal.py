@@ -32,6 +32,8 @@ class Run:
         self.now = 1000.0
         self.rows: dict[int, str] = {}
         """Durable items of the shard, and who did them."""
+        self.stages: dict[int, int] = {}
+        """The next stage, as the disk has it, of items that are between two."""
         self.quarantined: dict[int, ev.CommitQuarantine] = {}
         self.queue: list[Write] = []
         self.remembered: dict[int, StoredLease] = {}
@@ -50,7 +52,7 @@ class Run:
                     self.queue.append(effect)
                 case ev.Grant():
                     self.remembered[effect.lease] = _stored(effect)
-                    given = Given(effect.lease, effect.items, effect.shard)
+                    given = Given(effect.lease, effect.items, effect.shard, effect.stage)
                     self.workers[effect.session].is_given(given)
                 case ev.Remember():
                     self.remembered[effect.lease] = _stored(effect)
@@ -73,8 +75,9 @@ class Run:
         if to_the_end:
             self.feed(ev.ListingFinished())
 
-    def worker(self, name: str) -> Worker:
-        worker = self.workers[name] = Worker(self, name)
+    def worker(self, name: str, *serves: int) -> Worker:
+        """Have a worker join that runs some stages, all if none is named."""
+        worker = self.workers[name] = Worker(self, name, frozenset(serves) or None)
         worker.joins()
         return worker
 
@@ -88,7 +91,11 @@ class Run:
             write = self.queue.pop(0)
             for item in [write.item] if isinstance(write, ev.CommitQuarantine) else accepted(write):
                 assert item not in self.rows, f"item {item} is written twice"
-                self.rows[item] = write.worker
+                if isinstance(write, ev.Commit) and write.partial:
+                    self.stages[item] = write.reach
+                else:
+                    self.stages.pop(item, None)
+                    self.rows[item] = write.worker
             if isinstance(write, ev.CommitQuarantine):
                 self.quarantined[write.item] = write
             self.feed(ev.Committed(write.ticket))
@@ -105,7 +112,10 @@ class Run:
         self.ledger = Ledger(self.policy, first_lease=newest + 1000)
         done = {SHARD: RangeSet.of(self.rows)}
         stored = list(self.remembered.values())
-        self.ledger.restore(done, {SHARD: self.listed}, stored, now=self.now)
+        between: dict[int, dict[str, RangeSet]] = {}
+        for item, stage in self.stages.items():
+            between.setdefault(stage, {SHARD: RangeSet()})[SHARD].add(item, item + 1)
+        self.ledger.restore(done, {SHARD: self.listed}, stored, between, now=self.now)
         self.ledger.check()
         self.remembered = {k: v for k, v in self.remembered.items() if self.ledger.knows(k)}
 
@@ -113,6 +123,13 @@ class Run:
         for item in items:
             self.rows.pop(item, None)
         self.feed(ev.Reopened(SHARD, items))
+
+    def rewinds(self, *items: int) -> None:
+        """Files of items have changed: what their stages gave is taken back."""
+        self.feed(ev.Rewound(SHARD, frozenset(items)))
+        self.writes()
+        for item in items:
+            self.stages.pop(item, None)
 
     @property
     def finished(self) -> bool:
@@ -126,12 +143,14 @@ class Given:
     id: int
     items: tuple[int, ...]
     shard: str = SHARD
+    stage: int = 0
 
 
 @dataclass
 class Worker:
     run: Run
     name: str
+    serves: frozenset[int] | None = None
     leases: list[Given] = field(default_factory=list)
     """Every lease it was ever given."""
     inbox: list[Given] = field(default_factory=list)
@@ -139,7 +158,7 @@ class Worker:
     def joins(self, *holds: Given) -> None:
         """Connect, still having all of some leases, or what is left of them."""
         held = {lease.id: lease.items for lease in holds}
-        self.run.feed(ev.SessionJoined(self.name, self.name, held))
+        self.run.feed(ev.SessionJoined(self.name, self.name, held, self.serves))
 
     def asks(self, chunks: int = 1, *, width: int = 1, idle: int = 0) -> Given | None:
         """Ask for leases; return the first one granted, or None for the time being."""
@@ -178,20 +197,28 @@ class Worker:
         """Return the items it was told are somebody else's now."""
         return {item for trim in self.trims() for item in trim.items}
 
-    def reports(self, lease: Given | int, *items: int) -> tuple[int, ...]:
+    def reports(
+        self, lease: Given | int, *items: int, reached: int | None = None
+    ) -> tuple[int, ...]:
         """Report items of a lease, all of them if none is named; return those accepted."""
         if isinstance(lease, Given):
             items = items or lease.items
             lease = lease.id
         self.run.seq += 1
-        effects = self.run.feed(ev.Reported(self.name, lease, self.run.seq, items))
+        effects = self.run.feed(ev.Reported(self.name, lease, self.run.seq, items, reached))
         (commit,) = [e for e in effects if isinstance(e, ev.Commit)]
         return accepted(commit)
 
-    def is_refused(self, lease: Given | int, *items: int) -> bool:
+    def passes_on(self, lease: Given, *items: int, reached: int = 1) -> tuple[int, ...]:
+        """Report that items have reached a later stage, and have that written."""
+        accepted = self.reports(lease, *items, reached=reached)
+        self.run.writes()
+        return accepted
+
+    def is_refused(self, lease: Given | int, *items: int, reached: int | None = None) -> bool:
         """Report something it has no right to; tell whether it was refused, and nothing else."""
         number = lease if isinstance(lease, int) else lease.id
-        effects = self.run.feed(ev.Reported(self.name, number, 1, items))
+        effects = self.run.feed(ev.Reported(self.name, number, 1, items, reached))
         return [type(effect) for effect in effects] == [ev.Refuse]
 
     def works(self) -> set[int]:
@@ -247,6 +274,7 @@ def _stored(effect: ev.Grant | ev.Remember) -> StoredLease:
         effect.chunk_count,
         effect.items,
         effect.live if isinstance(effect, ev.Remember) else True,
+        effect.stage,
     )
 
 
