@@ -21,6 +21,7 @@ from caption_flow.storage.database import (
     damaged,
     open_for_reading,
 )
+from caption_flow.storage.partials import read_partials
 from caption_flow.storage.parts import read_table
 from caption_flow.storage.reader import read_buffered
 from caption_flow.storage.reopen import parts_with_items
@@ -83,9 +84,9 @@ class Catalog:
         return found
 
     def content_hashes(self, shard: str, items: Sequence[int]) -> dict[int, str | None]:
-        """Return the content hash in the row of each item that has one; None where it is unknown.
+        """Return the content hash of each item that has a row; None where it is unknown.
 
-        Reads the parts that hold any of the items, one column of them.
+        For an item between stages it is that of the file that the first of them saw. Reads the parts that hold any of the items, one column of them.
         """
         wanted = frozenset(items)
         hashes: dict[int, str | None] = {}
@@ -95,6 +96,8 @@ class Catalog:
                 hashes.update(_hashes(table, shard, wanted))
             for batch in read_buffered(connection):
                 hashes.update(_hashes(batch, shard, wanted))
+            for item, partial in read_partials(connection, shard, wanted).items():
+                hashes[item] = partial.get("content_hash")
         return hashes
 
     def close(self) -> None:

@@ -130,10 +130,15 @@ def _earlier(
 
 
 def _merged(earlier: Partial, row: Partial) -> dict[str, Any]:
-    """Return a row so far and what came to it: lists grow, of everything else the later counts."""
+    """Return a row so far and what came to it: lists grow, of everything else the later counts.
+
+    The content hash is the first stage's, so that a file that has changed since is found out.
+    """
     merged = dict(earlier)
     for name, value in row.items():
         before = merged.get(name)
+        if name == "content_hash" and before is not None:
+            continue
         if isinstance(value, list) and isinstance(before, list):
             merged[name] = [*before, *(one for one in value if one not in before)]
         elif value is not None or name not in merged:

@@ -81,10 +81,13 @@ class ScriptedWorker:
             if isinstance(message, kind):
                 return message
 
-    async def hello(self, leases: Sequence[GrantedLease] = (), name: str = "") -> Welcome:
+    async def hello(
+        self, leases: Sequence[GrantedLease] = (), name: str = "", stages: Sequence[str] = ()
+    ) -> Welcome:
         """Say hello, still having everything of some leases."""
         held = {int(one.lease): tuple(item.index for item in one.items) for one in leases}
-        await self.send(Hello(name or self.session, self.session, leases=held))
+        hello = Hello(name or self.session, self.session, leases=held, stages=tuple(stages))
+        await self.send(hello)
         self.welcome = await self.expect(Welcome)
         return self.welcome
 
@@ -101,13 +104,15 @@ class ScriptedWorker:
         rows: Sequence[Row] | None = None,
         payload: bytes | None = None,
         seq: int | None = None,
+        reached: int | None = None,
+        fields: Sequence[str] = FIELDS,
     ) -> int:
         """Report items as captioned; the rows are theirs unless given. Returns the number."""
         named = tuple(items)
         self.seq = self.seq + 1 if seq is None else seq
         sent = [row(item) for item in named] if rows is None else rows
-        encoded = encode_rows(sent, FIELDS) if payload is None else payload
-        await self.send(Results(self.seq, lease, named, encoded))
+        encoded = encode_rows(sent, fields) if payload is None else payload
+        await self.send(Results(self.seq, lease, named, encoded, reached))
         return self.seq
 
     async def acknowledged(self, seq: int) -> None:
@@ -185,11 +190,16 @@ class Run:
         return ScriptedWorker(connection, session or session_id(self._sessions))
 
     async def join(
-        self, *, leases: Sequence[GrantedLease] = (), name: str = "", **options: Any
+        self,
+        *,
+        leases: Sequence[GrantedLease] = (),
+        name: str = "",
+        stages: Sequence[str] = (),
+        **options: Any,
     ) -> ScriptedWorker:
         """Connect and be welcomed."""
         worker = await self.connect(**options)
-        await worker.hello(leases, name)
+        await worker.hello(leases, name, stages)
         return worker
 
     def rows(self) -> dict[int, dict[str, Any]]:

@@ -155,7 +155,7 @@ class LocalSource:
         return news
 
     def _really_changed(self, touched: Sequence[CatalogEntry]) -> frozenset[int]:
-        """Return those with a row whose content is not what the row was made from."""
+        """Return those with a row, or on their way to one, that another content gave rise to."""
         hashes = self._catalog.content_hashes(SHARD, [entry.index for entry in touched])
         return frozenset(
             entry.index

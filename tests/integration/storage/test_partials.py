@@ -1,0 +1,167 @@
+"""What stages gave lies on disk with their acknowledgement, until the item has its row."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from caption_flow.protocol.codec import ProtocolError
+from caption_flow.protocol.rows import CAPTIONED, FAILED, PARTIAL, Row, encode_rows
+from caption_flow.recipe.serving import Leg
+from caption_flow.recipe.stages import Stage, build_recipe
+from caption_flow.storage.errors import StorageError
+from caption_flow.storage.partials import ForgetPartials
+from caption_flow.storage.verify import verify
+from caption_flow.storage.writes import CommitFailure, CommitPartials, CommitRows
+from tests.integration.storage.folders import (
+    SHARD,
+    as_a_kill_leaves_it,
+    listed,
+    opened,
+    query,
+    rows_in,
+)
+
+RECIPE = build_recipe(
+    [
+        Stage("one", "m", ("a",), "first"),
+        Stage("two", "m", ("{first}",), "second"),
+        Stage("three", "m", ("{second}",), "third"),
+    ]
+)
+FIRST, SECOND, LAST = Leg(RECIPE, 0, 1), Leg(RECIPE, 1, 2), Leg(RECIPE, 2, 3)
+
+
+def reached(leg: Leg, *items: int, accepted: tuple[int, ...] | None = None) -> CommitPartials:
+    """A batch of items that have the stages of a leg behind them."""
+    names = [column.name for column in leg.columns]
+    texts = {name: [f"{name} of ITEM"] for name in names}
+    rows = [
+        Row(
+            item,
+            PARTIAL,
+            {name: [text.replace("ITEM", str(item)) for text in of] for name, of in texts.items()},
+            recipe=RECIPE.fingerprint,
+        )
+        for item in items
+    ]
+    places = tuple(range(len(items))) if accepted is None else accepted
+    return CommitPartials(SHARD, items, places, encode_rows(rows, names), leg)
+
+
+def final(leg: Leg, *items: int, status: str = CAPTIONED) -> CommitRows:
+    """A batch of items at their end, with what the stages of a leg gave."""
+    kind = None if status == CAPTIONED else "empty_caption"
+    texts = {name: [f"a {name}"] for name in leg.output_fields} if status == CAPTIONED else {}
+    rows = [Row(item, status, texts, error_kind=kind) for item in items]
+    return CommitRows(
+        shard=SHARD,
+        chunk_first=0,
+        items=items,
+        accepted=tuple(range(len(items))),
+        payload=encode_rows(rows, RECIPE.output_fields),
+        output_fields=RECIPE.output_fields,
+        contributor="somebody",
+        worker="worker 1",
+        leg=leg,
+    )
+
+
+async def test_what_is_acknowledged_survives_a_kill_and_is_found_again(tmp_path: Path) -> None:
+    async with opened(tmp_path / "run") as store:
+        await store.write(listed(5))
+        await store.write(reached(FIRST, 0, 1, 2))
+        await store.write(reached(SECOND, 1))
+        copy = as_a_kill_leaves_it(tmp_path / "run")
+    async with opened(copy) as store:
+        assert store.snapshot.between == {1: {SHARD: [(0, 1), (2, 3)]}, 2: {SHARD: [(1, 2)]}}
+        assert store.snapshot.terminal == {}
+        partials = await store.partials(SHARD, [1, 2, 3])
+        assert {item: partial.get("two.second") for item, partial in partials.items()} == {
+            1: ["two.second of 1"],
+            2: None,
+        }
+        assert partials[1]["one.first"] == ["one.first of 1"]
+
+
+async def test_the_row_has_what_came_before_and_takes_its_place(tmp_path: Path) -> None:
+    async with opened(tmp_path) as store:
+        await store.write(listed(5))
+        await store.write(reached(FIRST, 0, 1, 2))
+        await store.write(reached(SECOND, 0, 1))
+        await store.write(final(LAST, 0))
+        await store.write(final(SECOND, 2, status=FAILED))
+        assert query(tmp_path, "SELECT item_index FROM partials") == [(1,)]
+        rows = rows_in(tmp_path)
+        assert (rows[0]["first"], rows[0]["second"], rows[0]["third"]) == (
+            ["one.first of 0"],
+            ["two.second of 0"],
+            ["a third"],
+        )
+        assert (rows[2]["first"], rows[2]["second"]) == (["one.first of 2"], None)
+        assert (rows[0]["recipe"], rows[2]["error_kind"]) == (RECIPE.fingerprint, "empty_caption")
+        await store.checkpoint()
+    findings = verify(tmp_path)
+    assert (findings.captioned, findings.between, findings.breaches) == (1, 1, [])
+
+
+async def test_a_failure_that_the_orchestrator_found_has_what_came_before(tmp_path: Path) -> None:
+    row = Row(0, FAILED, error_kind="quarantined", error="a reason")
+    async with opened(tmp_path) as store:
+        await store.write(listed(2))
+        await store.write(reached(FIRST, 0))
+        await store.write(CommitFailure(SHARD, 0, row, RECIPE.output_fields, ""))
+    assert rows_in(tmp_path)[0]["first"] == ["one.first of 0"]
+    assert query(tmp_path, "SELECT item_index FROM partials") == []
+
+
+async def test_only_what_is_accepted_is_kept(tmp_path: Path) -> None:
+    async with opened(tmp_path) as store:
+        await store.write(listed(5))
+        await store.write(reached(FIRST, 3, 4, accepted=(1,)))
+        await store.write(reached(FIRST, 0, accepted=()))
+    assert query(tmp_path, "SELECT item_index FROM partials") == [(4,)]
+
+
+async def test_what_stages_gave_can_be_forgotten(tmp_path: Path) -> None:
+    async with opened(tmp_path) as store:
+        await store.write(listed(5))
+        await store.write(reached(FIRST, 0, 1, 2))
+        await store.write(ForgetPartials({SHARD: [1, 4]}))
+        assert query(tmp_path, "SELECT item_index FROM partials") == [(0,), (2,)]
+        await store.write(ForgetPartials())
+        assert query(tmp_path, "SELECT item_index FROM partials") == []
+
+
+async def test_rows_that_are_not_what_the_batch_says_are_refused(tmp_path: Path) -> None:
+    async with opened(tmp_path) as store:
+        await store.write(listed(5))
+        mixed = reached(FIRST, 0, 1)
+        mixed.items = (1, 0)
+        with pytest.raises(ProtocolError, match="not the items it names"):
+            await store.write(mixed)
+        with pytest.raises(ProtocolError, match="without the last stage"):
+            await store.write(final(Leg(RECIPE, 0, 2), 0))
+    assert rows_in(tmp_path) == {}
+
+
+async def test_a_row_without_what_came_before_is_never_stored(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match="not in the ledger any more"):
+        async with opened(tmp_path) as store:
+            await store.write(listed(5))
+            await store.write(final(LAST, 0))
+    assert rows_in(tmp_path) == {}
+
+
+async def test_verify_finds_partials_that_should_not_be(tmp_path: Path) -> None:
+    async with opened(tmp_path) as store:
+        await store.write(listed(2))
+        await store.write(final(Leg(RECIPE, 0, 3), 0))
+        await store.write(reached(FIRST, 0, 1, 2))
+    findings = verify(tmp_path)
+    assert findings.between == 3
+    assert findings.breaches == [
+        f"{SHARD}:0 is between stages and has a row",
+        f"{SHARD}:2 is between stages and was never listed",
+    ]
