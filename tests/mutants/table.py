@@ -20,6 +20,7 @@ STORAGE_TESTS: Final = (
     "tests/integration/storage/test_commits.py",
     "tests/integration/storage/test_checkpoints.py",
     "tests/integration/storage/test_ownership.py",
+    "tests/integration/storage/test_partials.py",
 )
 SERVICE_TESTS: Final = ("tests/integration/orchestrator/test_ending.py",)
 OUTBOX_TESTS: Final = ("tests/unit/worker/test_outbox.py", "tests/property/test_outbox.py")
@@ -148,6 +149,48 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
         "book",
         "self._disown(chunk, mask & chunk.committing, effects)",
         "pass",
+    ),
+    _storage(
+        "earlier outputs lost at a restart",
+        "a restart finds what stages gave, and goes on from there",
+        "opening",
+        "for stage, shards in between_stages(connection).items()",
+        "for stage, shards in dict[int, dict[str, list[int]]]().items()",
+    ),
+    _storage(
+        "earlier outputs replaced",
+        "what a stage gave is added to what those before it gave",
+        "partials",
+        "msgspec.msgpack.encode(_merged(earlier.get(item, {}), row))",
+        "msgspec.msgpack.encode(row)",
+    ),
+    _storage(
+        "a row without earlier outputs",
+        "a row has what all its stages gave",
+        "partials",
+        "fields = by_field(before)",
+        "fields = by_field({})",
+    ),
+    _storage(
+        "outputs taken from the network",
+        "no worker says what another one said",
+        "partials",
+        "for name in own_fields:",
+        "for name in output_fields:",
+    ),
+    _storage(
+        "partial kept beside its row",
+        "an item is between stages or has a row, never both",
+        "partials",
+        "delete_partials(connection, {shard: new})",
+        "pass",
+    ),
+    _storage(
+        "captioned without the last stage",
+        "an item is captioned by whom runs the last stage",
+        "writes",
+        "if self.leg is not None and not self.leg.is_last and self.counts.get(CAPTIONED):",
+        "if False:",
     ),
     # ------------------------------------------------------------------ reports and commits
     _ledger(

@@ -3,9 +3,9 @@
 The machine plays workers that join, ask, finish, send (again after every reconnect, as an outbox
 does), vanish and return; a disk that commits in order or rejects; a clock; and orchestrators that
 stop at any point and resume from what the disk holds. Items go through up to three stages, of which
-workers run some or all, and begin again when their file changes. It keeps books of its own: what is durable,
-what was acknowledged, who holds what, who lost what. After every step both books must agree, as
-equalities: an implication would let a ledger pass that does nothing.
+workers run some or all, and begin again when their file changes. It keeps books of its own: what is
+durable, what was acknowledged, who holds what, who lost what. After every step both books must
+agree, as equalities: an implication would let a ledger pass that does nothing.
 """
 
 from __future__ import annotations
@@ -624,7 +624,7 @@ class LedgerMachine(RuleBasedStateMachine):
             assert item in self.disk.rows or reached >= behind, f"{item} is lost"
 
     def teardown(self) -> None:
-        """From any state, one worker for each stage that does its work brings the run to its end."""
+        """From any state, one worker for each stage brings the run to its end."""
         self.feed(ev.ListingFinished())
         self.feed(ev.Resumed())
         last = [f"last {stage}" for stage in range(self.policy.stages)]

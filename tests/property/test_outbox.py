@@ -19,16 +19,24 @@ class OutboxMachine(RuleBasedStateMachine):
         self.batch_rows, self.capacity = batch_rows, capacity
         self.now = 0.0
         self.next_item = 0
+        self.reached: dict[int, int | None] = {}
         self.added: list[tuple[int, int]] = []
         self.window: int | None = None
         self.wire: list[Batch[tuple[int, int]]] = []  # sent on this connection
         self.batches: dict[int, Batch[tuple[int, int]]] = {}  # every one ever seen, by seq
         self.durable = 0
 
-    @rule(lease=st.integers(1, 3), size=st.sampled_from([0, 3 * 2**20]))
-    def add(self, lease: int, size: int) -> None:
+    @rule(
+        lease=st.integers(1, 3),
+        size=st.sampled_from([0, 3 * 2**20]),
+        reached=st.sampled_from([None, None, 1]),
+    )
+    def add(self, lease: int, size: int, reached: int | None) -> None:
         row = (lease, self.next_item)
-        self.outbox.add(LeaseId(lease), self.next_item, row, size_bytes=size, now=self.now)
+        self.reached[self.next_item] = reached
+        self.outbox.add(
+            LeaseId(lease), self.next_item, row, size_bytes=size, reached=reached, now=self.now
+        )
         self.added.append(row)
         self.next_item += 1
 
@@ -58,6 +66,7 @@ class OutboxMachine(RuleBasedStateMachine):
             return
         self.wire += leaving
         for batch in leaving:
+            assert {self.reached[item] for item in batch.items} == {batch.reached}
             assert batch == self.batches.setdefault(batch.seq, batch), "a number was used twice"
             assert {lease for lease, _ in batch.rows} == {batch.lease}
             assert tuple(item for _, item in batch.rows) == batch.items

@@ -86,7 +86,9 @@ class Catalog:
     def content_hashes(self, shard: str, items: Sequence[int]) -> dict[int, str | None]:
         """Return the content hash of each item that has a row; None where it is unknown.
 
-        For an item between stages it is that of the file that the first of them saw. Reads the parts that hold any of the items, one column of them.
+        For an item between stages it is that of the file that the first of them saw.
+
+        Reads the parts that hold any of the items, one column of them.
         """
         wanted = frozenset(items)
         hashes: dict[int, str | None] = {}

@@ -106,6 +106,20 @@ async def test_the_row_has_what_came_before_and_takes_its_place(tmp_path: Path) 
     assert (findings.captioned, findings.between, findings.breaches) == (1, 1, [])
 
 
+async def test_a_row_is_not_believed_about_what_came_before(tmp_path: Path) -> None:
+    forged = final(LAST, 0)
+    rows = [Row(0, CAPTIONED, {name: ["forged"] for name in RECIPE.output_fields})]
+    forged.payload = encode_rows(rows, RECIPE.output_fields)
+    async with opened(tmp_path) as store:
+        await store.write(listed(2))
+        await store.write(reached(FIRST, 0))
+        await store.write(reached(SECOND, 0))
+        await store.write(forged)
+    row = rows_in(tmp_path)[0]
+    assert (row["first"], row["second"]) == (["one.first of 0"], ["two.second of 0"])
+    assert row["third"] == ["forged"]
+
+
 async def test_a_failure_that_the_orchestrator_found_has_what_came_before(tmp_path: Path) -> None:
     row = Row(0, FAILED, error_kind="quarantined", error="a reason")
     async with opened(tmp_path) as store:
@@ -147,9 +161,9 @@ async def test_rows_that_are_not_what_the_batch_says_are_refused(tmp_path: Path)
 
 
 async def test_a_row_without_what_came_before_is_never_stored(tmp_path: Path) -> None:
-    with pytest.raises(StorageError, match="not in the ledger any more"):
-        async with opened(tmp_path) as store:
-            await store.write(listed(5))
+    async with opened(tmp_path) as store:
+        await store.write(listed(5))
+        with pytest.raises(StorageError, match="not in the ledger any more"):
             await store.write(final(LAST, 0))
     assert rows_in(tmp_path) == {}
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from caption_flow.protocol.messages import ItemDescription, LeaseId
-from caption_flow.protocol.rows import Row, StageStats
+from caption_flow.protocol.rows import CAPTIONED, PARTIAL, Row, StageStats
 from caption_flow.recipe.stages import Recipe, Stage, build_recipe
 from caption_flow.worker.core.leases import Job
 from caption_flow.worker.engines.base import EngineDied, Request, RequestRefused
@@ -29,15 +29,23 @@ TWO_STAGES = (
 )
 
 
+Earlier = dict[str, dict[str, tuple[str, ...]]]
+
+
 class ListedDesk:
     """Hands out items from a list, and collects rows."""
 
     def __init__(
-        self, recipe: Recipe, items: Iterable[int], columns: Mapping[int, Any] | None
+        self,
+        recipe: Recipe,
+        items: Iterable[int],
+        columns: Mapping[int, Any] | None,
+        earlier: Earlier | None,
     ) -> None:
         self.recipe = recipe
         self.waiting = deque(items)
         self.columns = columns or {}
+        self.earlier = earlier
         self.begun: list[int] = []
         self.rows: dict[int, Row] = {}
         self.moved = asyncio.Event()
@@ -49,8 +57,8 @@ class ListedDesk:
         self.begun.append(index)
         self.moved.set()
         columns = {"n": f"item {index}"} | self.columns.get(index, {})
-        item = ItemDescription(index, columns=columns)
-        return Job(LeaseId(1), item, self.recipe.fingerprint)
+        item = ItemDescription(index, columns=columns, earlier=self.earlier)
+        return Job(LeaseId(1), item, self.recipe.fingerprint, len(self.earlier or {}))
 
     def deliver(self, job: Job, row: Row) -> None:
         assert job.item.index == row.item_index
@@ -89,11 +97,12 @@ async def bench(
     *engines: ScriptedEngine,
     loader: ScriptedLoader | None = None,
     columns: Mapping[int, Any] | None = None,
+    earlier: Earlier | None = None,
     supervision: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> AsyncIterator[Bench]:
     recipe = build_recipe(list(stages))
-    desk = ListedDesk(recipe, items, columns)
+    desk = ListedDesk(recipe, items, columns, earlier)
     loader = loader or ScriptedLoader()
     supervised = {
         engine.model: SupervisedEngine(engine, **{"backoff_seconds": 0.0, **(supervision or {})})
@@ -128,6 +137,36 @@ async def test_a_fast_item_finishes_stage_two_while_a_slow_one_is_in_stage_one()
         (row,) = await it.desk.has_rows(1)
         assert row.outputs == {"draft": ["fast"], "captions": ["done"]}
         assert engine.prompts() == ["item 0"], "the slow one is where it was"
+
+
+async def test_an_item_leaves_before_a_stage_that_this_worker_does_not_run() -> None:
+    engine = ScriptedEngine()
+    first, _ = TWO_STAGES
+    async with bench(TWO_STAGES, [0], engine, serves=[first.name]) as it:
+        await engine.has("item 0")
+        engine.answer("item 0", "a draft")
+        (row,) = await it.desk.has_rows(0)
+
+    assert row.status == PARTIAL
+    assert row.outputs == {f"{first.name}.draft": ["a draft"]}
+    assert [stats.stage for stats in row.stage_stats] == [first.name]
+    assert it.pipeline.tally.done == 1
+
+
+async def test_an_item_goes_on_where_another_worker_left_it_and_its_row_says_only_what_is_new() -> (
+    None
+):
+    engine = ScriptedEngine()
+    first, last = TWO_STAGES
+    earlier = {first.name: {"draft": ("a draft",)}}
+    async with bench(TWO_STAGES, [0], engine, earlier=earlier, serves=[last.name]) as it:
+        await engine.has("again a draft")
+        engine.answer("again a draft", "done")
+        (row,) = await it.desk.has_rows(0)
+
+    assert row.status == CAPTIONED
+    assert row.outputs == {"captions": ["done"]}
+    assert [stats.stage for stats in row.stage_stats] == [last.name]
 
 
 async def test_an_items_next_stage_goes_before_the_first_stage_of_younger_items() -> None:

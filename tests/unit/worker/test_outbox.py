@@ -40,6 +40,20 @@ def test_a_full_batch_leaves_at_once() -> None:
     assert batch.rows == ("row 7", "row 8", "row 9")
 
 
+def test_rows_of_items_that_go_on_and_final_ones_travel_apart() -> None:
+    outbox = open_outbox()
+    for item, reached in enumerate([None, 1, None, 1]):
+        outbox.add(ONE, item, f"row {item}", reached=reached, now=0.0)
+    assert outbox.leases == {ONE}
+    assert outbox.items(ONE) == {0, 1, 2, 3}
+
+    batches = outbox.due(now=0.0, flush=True)
+    outbox.check()
+
+    assert [(batch.items, batch.reached) for batch in batches] == [((0, 2), None), ((1, 3), 1)]
+    assert not outbox.has_unsent(ONE)
+
+
 def test_a_part_of_a_batch_leaves_by_age() -> None:
     outbox = open_outbox()
     add(outbox, ONE, 0)

@@ -152,7 +152,7 @@ class _Carried:
 class Pipeline:
     """See the module's docstring. ``engines`` maps each stage's model to its started engine.
 
-    ``stages`` names those that this worker runs, none for all.
+    ``serves`` names the stages that this worker runs, none for all.
     """
 
     def __init__(
@@ -161,13 +161,13 @@ class Pipeline:
         loader: Loader,
         engines: Mapping[str, SupervisedEngine],
         *,
-        stages: Collection[str] = (),
+        serves: Collection[str] = (),
         look_ahead_items: int | None = None,
         look_ahead_bytes: int = LOOK_AHEAD_BYTES,
         max_attempts: int = MAX_ATTEMPTS,
     ) -> None:
         self._max_attempts = max_attempts
-        self._stages = stages
+        self._serves = serves
         self._desk = desk
         self._loader = loader
         self._engines = engines
@@ -280,7 +280,7 @@ class Pipeline:
 
     async def _caption(self, carried: _Carried) -> Row:
         draft = carried.draft
-        way = leg(carried.recipe, carried.job.stage, self._stages)
+        way = leg(carried.recipe, carried.job.stage, self._serves)
         try:
             loaded = await self._loader.load(carried.job)
             draft.note_image(loaded)

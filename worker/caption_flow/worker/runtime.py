@@ -343,7 +343,7 @@ class Runtime:
                 look_ahead_items=self._capacity.look_ahead_items,
                 look_ahead_bytes=self._capacity.look_ahead_bytes,
                 max_attempts=self._max_attempts,
-                stages=self._stages,
+                serves=self._stages,
             )
             for known in self._recipes.values():
                 pipeline.use(known)
