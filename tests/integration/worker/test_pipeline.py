@@ -148,7 +148,7 @@ async def test_an_item_leaves_before_a_stage_that_this_worker_does_not_run() -> 
         (row,) = await it.desk.has_rows(0)
 
     assert row.status == PARTIAL
-    assert row.outputs == {f"{first.name}.draft": ["a draft"]}
+    assert row.outputs == {f"{first.name}.draft": ("a draft",)}
     assert [stats.stage for stats in row.stage_stats] == [first.name]
     assert it.pipeline.tally.done == 1
 
