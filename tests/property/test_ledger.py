@@ -226,7 +226,7 @@ class LedgerMachine(RuleBasedStateMachine):
     def stage_of(self, item: Item) -> int:
         return self.stages.get(item, 0)
 
-    def submit(self, write: Write, connection: int) -> None:
+    def submit(self, write: ev.Commit | ev.CommitQuarantine, connection: int) -> None:
         accepted = items_of(write)
         assert accepted.isdisjoint(self.disk.rows), "accepted what is durable"
         assert accepted.isdisjoint(self.on_the_way()), "accepted twice"

@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from caption_flow.config.secret import Secret
-from caption_flow.config.section import OpenSection, Section, Text, WholeNumber, unused
+from caption_flow.config.section import OpenSection, Section, Text, Texts, WholeNumber, unused
 from caption_flow.config.vllm import WorkerVllmConfig
 
 EngineKind = Literal["vllm", "openai", "synthetic"]
@@ -73,11 +73,10 @@ class WorkerConfig(Section):
     gpu_id: Annotated[int, Field(ge=0)] | None = Field(
         default=None, description="The GPU to use, by its number; without it, all that are visible."
     )
-    stages: list[Text] | None = Field(
-        default=None,
-        min_length=1,
-        description="Names of the recipe's stages to run; without it, all. Other workers run the "
-        "others, and items are passed on between them.",
+    stages: Texts = Field(
+        default=(),
+        description="The recipe's stages to run, a list or names with commas between; without it, "
+        "all. Other workers run the others, and items go from one to the next.",
     )
     engine: EngineConfig = Field(
         default=EngineConfig(), description="What generates the text: a type, or a section."
@@ -116,6 +115,18 @@ class WorkerConfig(Section):
     @classmethod
     def _type_alone(cls, engine: Any) -> Any:
         return {"type": engine} if isinstance(engine, str) else engine
+
+    @field_validator("stages", mode="before")
+    @classmethod
+    def _names(cls, stages: Any) -> Any:
+        return [name.strip() for name in stages.split(",")] if isinstance(stages, str) else stages
+
+    @field_validator("stages")
+    @classmethod
+    def _names_are_there(cls, stages: tuple[str, ...]) -> tuple[str, ...]:
+        if not all(name.strip() for name in stages):
+            raise ValueError("one of the names is empty")
+        return stages
 
     @field_validator("vllm", mode="before")
     @classmethod

@@ -121,12 +121,12 @@ async def test_each_worker_is_told_what_came_before_and_the_row_has_it_all(tmp_p
             await adding.report(granted.lease, items_of(granted), rows=rows, fields=FIELDS)
         )
         await until(run.orchestrator.finished.is_set)
-        for item, row in run.rows().items():
-            assert row["seen"] == [*seen_by_look(item), f"and more {item}"]
-            assert row["verdict"] == [f"fine {item}"]
+        for number, row in run.rows().items():
+            assert row["seen"] == [*seen_by_look(number), f"and more {number}"]
+            assert row["verdict"] == [f"fine {number}"]
             assert [stats["stage"] for stats in row["stage_stats"]] == ["look", "judge", "add"]
             assert row["models"] == ["large", "small"]
-            assert (row["content_hash"], row["image_width"]) == (f"hash {item}", item + 1)
+            assert (row["content_hash"], row["image_width"]) == (f"hash {number}", number + 1)
             assert (row["status"], row["error_kind"]) == (CAPTIONED, None)
     findings = verify(tmp_path / "run")
     assert (findings.captioned, findings.between, findings.breaches) == (3, 0, [])

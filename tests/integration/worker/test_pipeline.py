@@ -158,7 +158,7 @@ async def test_an_item_goes_on_where_another_worker_left_it_and_its_row_says_onl
 ):
     engine = ScriptedEngine()
     first, last = TWO_STAGES
-    earlier = {first.name: {"draft": ("a draft",)}}
+    earlier: Earlier = {first.name: {"draft": ("a draft",)}}
     async with bench(TWO_STAGES, [0], engine, earlier=earlier, serves=[last.name]) as it:
         await engine.has("again a draft")
         engine.answer("again a draft", "done")

@@ -37,6 +37,20 @@ def test_a_worker_needs_no_file() -> None:
     assert config.name == "SimpleTuner caption worker 1"
 
 
+def test_stages_are_a_list_or_names_with_commas_between() -> None:
+    assert worker().config.stages == ()
+    assert worker(stages=["describe", "condense, too"]).config.stages == (
+        "describe",
+        "condense, too",
+    )
+    assert worker(stages="describe, condense").config.stages == ("describe", "condense")
+
+
+@pytest.mark.parametrize("stages", ["", "describe,", [""]])
+def test_a_stage_to_run_has_a_name(stages: object) -> None:
+    assert refusal(stages=stages) == "command line: stages: one of the names is empty"
+
+
 def test_a_worker_without_a_server_is_refused() -> None:
     with pytest.raises(ConfigError) as caught:
         load_worker(None)

@@ -35,30 +35,36 @@ class Tail:
         policy: Policy,
         now: float,
     ) -> None:
+        self._busy: dict[frozenset[int], list[Session]] = {}
+        """By the stages at which what they hold was leased; the busiest last."""
         busy = (one for one in sessions if one not in asked and _may_spare(one))
-        self._busy = sorted(busy, key=lambda session: session.left)
+        for one in sorted(busy, key=lambda session: session.left):
+            stages = frozenset(lease.stage for lease in one.leases.values())
+            self._busy.setdefault(stages, []).append(one)
+        self._offers: dict[int, list[Offer]] = {}
+        """By stage; the largest last."""
         offers = (offer for session in sessions for offer in _offers_of(session, policy, now))
-        self._offers = sorted(offers, key=lambda offer: offer.mask.bit_count())
+        for offer in sorted(offers, key=lambda offer: offer.mask.bit_count()):
+            self._offers.setdefault(offer.lease.stage, []).append(offer)
 
     def busiest(self, helper: Session) -> Session | None:
         """Return who may have the most to spare for a helper and was not returned before.
 
         Nobody knows what it would give up: the helper must run the next stage of all it holds.
         """
-        for at in reversed(range(len(self._busy))):
-            if all(lease.stage in helper.serves for lease in self._busy[at].leases.values()):
-                return self._busy.pop(at)
-        return None
+        able = [busy for stages, busy in self._busy.items() if busy and stages <= helper.serves]
+        return max(able, key=lambda busy: busy[-1].left).pop() if able else None
 
     def take(self, session: Session) -> Offer | None:
         """Return what a session without work is to do a second time."""
-        for at in reversed(range(len(self._offers))):
-            offer = self._offers[at]
-            lease = offer.lease
-            mask = offer.mask & ~lease.chunk.held_by(session)
-            if mask and lease.session is not session and lease.stage in session.serves:
-                del self._offers[at]
-                return Offer(lease, mask)
+        for stage in session.serves & self._offers.keys():
+            offers = self._offers[stage]
+            for at in reversed(range(len(offers))):
+                lease = offers[at].lease
+                mask = offers[at].mask & ~lease.chunk.held_by(session)
+                if mask and lease.session is not session:
+                    del offers[at]
+                    return Offer(lease, mask)
         return None
 
 
