@@ -24,6 +24,15 @@ from caption_flow.orchestrator.core.ranges import RangeSet
 
 Item = tuple[str, int]
 NAMES = "xyz"
+ALL = frozenset({0, 1, 2})
+CREWS = [
+    [ALL, ALL, ALL],
+    [frozenset({0}), frozenset({1}), frozenset({2})],
+    [frozenset({0}), frozenset({1}), ALL],
+    [frozenset({0}), frozenset({0, 2}), frozenset({1, 2})],
+    [frozenset({0}), frozenset({1, 2}), frozenset({1, 2})],
+]
+"""The stages that three workers run; those beyond a run's last stage are nobody's."""
 
 
 @dataclass
@@ -64,7 +73,7 @@ class Worker:
     """A worker with an outbox: what is not acknowledged is sent again on each connection."""
 
     name: str
-    serves: frozenset[int] = frozenset({0, 1, 2})
+    serves: frozenset[int] = ALL
     connection: int = 0
     """Which of its connections is open; 0 for none."""
     heard_at: float = 0.0
@@ -123,7 +132,7 @@ class LedgerMachine(RuleBasedStateMachine):
         count=st.integers(0, 16),
         listed=st.booleans(),
         stages=st.sampled_from([1, 2, 3]),
-        serves=st.lists(st.sets(st.integers(0, 2)), min_size=3, max_size=3),
+        serves=st.sampled_from(CREWS).flatmap(st.permutations),
     )
     def begin(  # noqa: PLR0917  -- everything that a run may be like
         self,
@@ -133,7 +142,7 @@ class LedgerMachine(RuleBasedStateMachine):
         count: int,
         listed: bool,
         stages: int,
-        serves: list[set[int]],
+        serves: list[frozenset[int]],
     ) -> None:
         self.policy = Policy(
             chunk_size=chunk_size,
@@ -149,8 +158,7 @@ class LedgerMachine(RuleBasedStateMachine):
         if listed:
             self.feed(ev.ListingFinished())
         for name, positions in zip(NAMES, serves, strict=True):
-            # None stands for all; positions beyond the last stage are nobody's.
-            self.workers[name] = Worker(name, frozenset(positions or {0, 1, 2}))
+            self.workers[name] = Worker(name, positions)
             self.join(name, forget=False)
 
     # -------------------------------------------------------------- the shell
@@ -299,7 +307,7 @@ class LedgerMachine(RuleBasedStateMachine):
         self.connections += 1
         worker.connection, worker.sent, worker.recalled = self.connections, 0, False
         worker.heard_at, worker.known = self.now, True
-        serves = None if worker.serves == {0, 1, 2} else worker.serves
+        serves = None if worker.serves == ALL else worker.serves
         self.feed(ev.SessionJoined(name, name, holds, serves))
 
     @rule(name=st.sampled_from(NAMES), data=st.data())
@@ -359,6 +367,22 @@ class LedgerMachine(RuleBasedStateMachine):
             if held.worker == name:
                 self.finish(self.workers[name], lease, tuple(sorted(held.items)))
         self.send(name, batches)
+
+    @rule(name=st.sampled_from(NAMES))
+    def work(self, name: str) -> None:
+        """Do whatever there is to do, so that others have something to go on with."""
+        self.want(name, 2, 1, 0)
+        self.finish_all(name, 4)
+        self.write(5, reject=False)
+
+    @rule(name=st.sampled_from(NAMES), data=st.data())
+    def say_again(self, name: str, data: st.DataObject) -> None:
+        """Finish everything that a lease ever had, done or not, and send it."""
+        worker = self.workers[name]
+        if worker.leases:
+            lease = data.draw(st.sampled_from(sorted(worker.leases)[-4:]))
+            self.finish(worker, lease, worker.leases[lease][1])
+            self.send(name, 4)
 
     @rule(name=st.sampled_from(NAMES), batches=st.integers(1, 4))
     def send(self, name: str, batches: int) -> None:
