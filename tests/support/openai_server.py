@@ -34,7 +34,7 @@ class Asked:
     """One chat request as it arrived."""
 
     http: web.Request
-    body: dict[str, Any]
+    body: dict[str, Any] = field(repr=False)
     moment: float
 
     @property
@@ -146,7 +146,7 @@ class ScriptedServer:
         app.router.add_get("/v1/models", self._models)
         app.router.add_post("/v1/chat/completions", self._chat)
         self._runner = web.AppRunner(
-            app, handler_cancellation=True, access_log=None, shutdown_timeout=0
+            app, handler_cancellation=True, access_log=None, shutdown_timeout=0.01
         )
         await self._runner.setup()
         site = web.TCPSite(self._runner, "127.0.0.1", self._port)
