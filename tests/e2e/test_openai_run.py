@@ -196,7 +196,7 @@ def test_a_run_that_the_server_does_not_serve_ends_with_its_reason(
     assert KEY not in done.said
 
 
-def test_a_server_that_goes_away_in_the_midst_ends_the_run_and_blames_no_image(
+def test_a_server_that_is_busy_for_too_long_ends_the_run_and_blames_no_image(
     photos: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "c.yaml").write_text(
@@ -241,7 +241,9 @@ def vllm_serve(log: Path) -> Iterator[str]:
     with log.open("wb") as output:
         process = subprocess.Popen(
             [
-                *(sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", MODEL_FOLDER),
+                # What `vllm serve` runs; that itself does not start from the CPU build.
+                *(sys.executable, "-m", "vllm.entrypoints.openai.api_server"),
+                *("--model", MODEL_FOLDER),
                 *("--host", "127.0.0.1", "--port", str(port), "--api-key", KEY),
                 *("--served-model-name", MODEL, "--max-model-len", "1024", "--enforce-eager"),
                 *("--dtype", "bfloat16", "--max-num-seqs", "32"),
@@ -316,16 +318,17 @@ def test_vllms_own_server_captions_the_sample_truthfully(vllm_server: str, tmp_p
 
 @about_vllm
 @pytest.mark.parametrize(
-    ("model", "key", "told"),
+    ("asked", "told"),
     [
-        ("other", KEY, rf"has no model 'other' \(.*\); it has {MODEL}$"),
-        (MODEL, "wrong", r"refuses the key env:\w+ \(it answered 401"),
+        (("other", KEY), rf"has no model 'other' \(.*\); it has {MODEL}$"),
+        ((MODEL, "wrong"), r"refuses the key env:\w+ \(it answered 401"),
     ],
     ids=["model", "key"],
 )
 def test_what_vllms_own_server_refuses_is_told(
-    vllm_server: str, photos: Path, tmp_path: Path, model: str, key: str, told: str
+    vllm_server: str, photos: Path, tmp_path: Path, asked: tuple[str, str], told: str
 ) -> None:
+    model, key = asked
     done = caption_flow(
         *("run", photos, "--engine", "openai", "--base-url", vllm_server, "--model", model),
         *("--api-key", "env:KEY"),

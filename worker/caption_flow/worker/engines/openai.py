@@ -86,8 +86,9 @@ class OpenAIEngine:
         Raises:
             RequestRefused: kinds ``prompt_too_long``, ``image_rejected``, ``engine_rejected``,
                 ``content_refused``, ``server_fault``.
-            EngineDied: the server is gone, or this is being stopped, or was never started.
-            EngineUnavailable: the server refuses the key or the model: to start again is no help.
+            EngineDied: the server broke or hangs, or this is being stopped, or was never started.
+            EngineUnavailable: the server refuses the key or the model, or has been away or busy for
+                too long: to start again is no help.
 
         """
         conversation = self._conversation

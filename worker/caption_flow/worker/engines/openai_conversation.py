@@ -115,8 +115,8 @@ class Conversation:
 
         Raises:
             RequestRefused: this request cannot be answered.
-            EngineDied: the server answers nothing any more.
-            EngineUnavailable: it does not answer us: the key or the model is refused.
+            EngineDied: the server breaks, or hangs.
+            EngineUnavailable: it is gone, or does not answer us: the key or the model is refused.
 
         """
         return await self._answer(request, self._manners.patience_seconds)

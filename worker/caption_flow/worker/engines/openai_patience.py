@@ -1,8 +1,9 @@
 """How long an unwilling server is borne with: when to ask again, and whose fault it is in the end.
 
-Pure: the time and chance come in as arguments. Three things can become of a request that fails:
-it is asked again after a while; it is refused, if the server answers others meanwhile and fails on
-this one again and again; or the server is given up.
+Pure: the time and chance come in as arguments. A request that fails is asked again after a while.
+In the end it is refused, if the server answers others meanwhile and fails on this one again and
+again. Where the request may have been the server's end, the engine has died: whoever supervises it
+finds out which one it was. A server that is away or too busy is no request's fault.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from email.utils import parsedate_to_datetime
 from enum import Enum
 from typing import Final
 
-from caption_flow.worker.engines.base import EngineDied, RequestRefused
+from caption_flow.worker.engines.base import EngineDied, EngineUnavailable, RequestRefused
 
 SERVER_FAULT: Final = "server_fault"
 """The ``error_kind`` of items on which a server fails that answers others."""
@@ -23,6 +24,8 @@ FAULTS_IN_COMPANY: Final = 4
 """Faults on one request, while others are answered, that make it the request's own."""
 FAULTS_ALONE: Final = 7
 """Faults on one request, while nothing is answered, that make the server a broken one: 30 s."""
+BREAKS: Final = 3
+"""Connections that broke with a request in them, one after the other, that make it a suspect."""
 LONGEST_DELAY_SECONDS: Final = 30.0
 LONGEST_RETRY_AFTER_SECONDS: Final = 120.0
 """A server that asks for more is asked earlier: it may have said so to everybody, of an hour."""
@@ -33,8 +36,10 @@ class TroubleKind(Enum):
 
     BUSY = "busy"
     """It answers, and wants to be asked later."""
-    LOST = "lost"
-    """Nobody answers, or the connection broke: the server is away, or was a moment ago."""
+    AWAY = "away"
+    """No connection can be made."""
+    BROKEN = "broken"
+    """The connection broke with the request in it: the server ended, perhaps."""
     FAULT = "fault"
     """It answers, but not with a chat completion."""
     TIMEOUT = "timeout"
@@ -80,6 +85,7 @@ class Patience:
         self._first_delay_seconds = first_delay_seconds
         self._tries = 0
         self._since: float | None = None
+        self._breaks = 0
         self._faults = 0
         self._first_fault = -math.inf
 
@@ -88,15 +94,19 @@ class Patience:
 
         Raises:
             RequestRefused: the server answers others and fails on this one.
-            EngineDied: the server has been borne with for long enough.
+            EngineDied: the server fails on this request, and answers no other.
+            EngineUnavailable: the server has been away or busy for too long.
 
         """
         self._tries += 1
         if self._since is None:
             self._since = now - trouble.lasted_seconds
         match trouble.kind:
-            case TroubleKind.LOST:
+            case TroubleKind.AWAY:
                 self._health.lost_at = now
+            case TroubleKind.BROKEN:
+                self._health.lost_at = now
+                self._count_break(trouble)
             case TroubleKind.FAULT:
                 self._count_fault(trouble, 1, now)
             case TroubleKind.TIMEOUT:
@@ -106,8 +116,15 @@ class Patience:
         delay = self._delay(trouble, chance)
         waited = now - max(self._since, self._health.answered_at)
         if waited + delay > self._patience_seconds:
-            raise EngineDied(f"{trouble} (tried {self._tries} times in {waited:.0f} s)")
+            gone = trouble.kind in {TroubleKind.AWAY, TroubleKind.BUSY}
+            sentence = f"{trouble} (asked {self._tries} times in {waited:.0f} s)"
+            raise EngineUnavailable(sentence) if gone else EngineDied(sentence)
         return delay
+
+    def _count_break(self, trouble: Trouble) -> None:
+        self._breaks += 1
+        if self._breaks >= BREAKS:
+            raise EngineDied(f"{trouble} ({self._breaks} times with the same request)")
 
     def _count_fault(self, trouble: Trouble, weight: int, now: float) -> None:
         # A server that went away meanwhile failed on everybody: nothing is proved by that.

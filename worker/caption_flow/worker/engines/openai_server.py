@@ -18,6 +18,8 @@ from caption_flow.worker.engines.openai_answers import Answer, Peer
 from caption_flow.worker.engines.openai_patience import Trouble, TroubleKind
 
 MAX_ANSWER_BYTES: Final = 16 * 2**20
+_KEEP_ALIVE_SECONDS: Final = 4.0
+"""Less than servers keep an idle connection (uvicorn: 5): else requests run into its closing."""
 _CHUNK_BYTES: Final = 2**16
 
 
@@ -40,7 +42,9 @@ class Server:
             headers["Authorization"] = f"Bearer {peer.secret}"
         self._session = aiohttp.ClientSession(
             headers=headers,
-            connector=aiohttp.TCPConnector(limit=connections),
+            connector=aiohttp.TCPConnector(
+                limit=connections, keepalive_timeout=_KEEP_ALIVE_SECONDS
+            ),
             cookie_jar=aiohttp.DummyCookieJar(),
             # Not `trust_env`: that would also take passwords from ~/.netrc, in place of the key.
             proxy=_proxy(self._url),
@@ -80,10 +84,10 @@ class Server:
     def _trouble(self, error: Exception) -> Trouble:
         match error:
             case aiohttp.ConnectionTimeoutError():
-                return Trouble(TroubleKind.LOST, f"{self.peer} cannot be reached (no connection)")
+                return Trouble(TroubleKind.AWAY, f"{self.peer} cannot be reached (no connection)")
             case aiohttp.ClientConnectorError():
                 reason = error.os_error.strerror or str(error.os_error)
-                return Trouble(TroubleKind.LOST, f"{self.peer} cannot be reached ({reason})")
+                return Trouble(TroubleKind.AWAY, f"{self.peer} cannot be reached ({reason})")
             case TimeoutError():
                 seconds = self._request_seconds
                 return Trouble(
@@ -92,9 +96,11 @@ class Server:
                     lasted_seconds=seconds,
                 )
             case aiohttp.ServerConnectionError() | aiohttp.ClientOSError():
-                return Trouble(TroubleKind.LOST, f"{self.peer} broke the connection")
+                return Trouble(TroubleKind.BROKEN, f"{self.peer} broke the connection")
             case aiohttp.ClientPayloadError():
-                return Trouble(TroubleKind.LOST, f"{self.peer} broke off in the midst of an answer")
+                return Trouble(
+                    TroubleKind.BROKEN, f"{self.peer} broke off in the midst of an answer"
+                )
             case _:
                 reason = self.peer.hide(_reason(error))
                 return Trouble(TroubleKind.FAULT, f"{self.peer} does not speak HTTP ({reason})")
