@@ -176,10 +176,11 @@ class SyntheticEngine:
             raise RequestRefused(REFUSED, f"picture {content_hash[:8]} is refused on purpose")
         if _begins(content_hash, options.empty_on):
             return Completion("", _count(request.prompt), 0, "stop")
-        tokens = options.tokens
+        tokens, limit = options.tokens, request.sampling.get("max_tokens")
         if _begins(content_hash, options.endless_on):
-            tokens = _limit(request) + 1  # one more than it is allowed
-        return _completion(request, _compose(content_hash, digest, tokens))
+            limit = limit or DEFAULT_MAX_TOKENS
+            tokens = limit + 1
+        return _completion(request.prompt, _compose(content_hash, digest, tokens), limit)
 
     async def stop(self) -> None:
         """End; what is in flight raises `EngineDied`."""
@@ -246,15 +247,10 @@ def _count(text: str) -> int:
     return text.count(" ") + 1
 
 
-def _limit(request: Request) -> int:
-    return int(request.sampling.get("max_tokens") or DEFAULT_MAX_TOKENS)
-
-
-def _completion(request: Request, text: str) -> Completion:
-    """Return ``text`` cut to ``max_tokens`` words."""
-    limit = request.sampling.get("max_tokens")
+def _completion(prompt: str, text: str, limit: int | None) -> Completion:
+    """Return ``text`` cut to ``limit`` words."""
     words = _count(text)
     if limit is None or words <= limit:
-        return Completion(text, _count(request.prompt), words, "stop")
+        return Completion(text, _count(prompt), words, "stop")
     cut = " ".join(text.split(" ")[:limit])
-    return Completion(cut, _count(request.prompt), limit, "length")
+    return Completion(cut, _count(prompt), limit, "length")
