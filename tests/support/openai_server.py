@@ -27,6 +27,7 @@ PATIENCE_SECONDS = 30.0
 
 Fault = Callable[["Asked"], Awaitable[web.StreamResponse | None]]
 """Answers one request badly, or returns None to have it answered well."""
+Reply = Callable[["Asked"], Awaitable[web.StreamResponse]]
 
 
 @dataclass
@@ -59,7 +60,7 @@ class Asked:
         return parts
 
 
-def says(status: int, body: object = None, **headers: str) -> Fault:
+def says(status: int, body: object = None, **headers: str) -> Reply:
     """Answer with a status and an error of OpenAI's form, or with ``body`` as it is."""
 
     async def answer(_: Asked) -> web.StreamResponse:

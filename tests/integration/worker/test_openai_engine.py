@@ -407,7 +407,7 @@ async def test_defaults_that_nobody_wrote_are_left_out_where_they_are_not_taken(
 ) -> None:
     engine = await start()
     server.rule = rejecting("repetition_penalty", "skip_special_tokens")
-    defaults = {"repetition_penalty": 1.05, "skip_special_tokens": True}
+    defaults: dict[str, Any] = {"repetition_penalty": 1.05, "skip_special_tokens": True}
     with structlog.testing.capture_logs() as logs:
         answers = await asyncio.gather(*(ask(engine, name, **defaults) for name in SCENES))
     assert answers == [caption(name) for name in SCENES]

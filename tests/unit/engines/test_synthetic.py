@@ -118,7 +118,7 @@ async def test_empty_on_answers_nothing_at_all() -> None:
 
 
 @pytest.mark.parametrize(("sampling", "words"), [({"max_tokens": 7}, 7), ({}, 256)])
-async def test_endless_on_never_ends_by_itself(sampling: dict[str, int], words: int) -> None:
+async def test_endless_on_never_ends_by_itself(sampling: dict[str, Any], words: int) -> None:
     engine = await started(endless_on=["a1"])
     answer = await engine.generate(request(A, **sampling))
     assert (answer.tokens_out, answer.finish_reason) == (words, "length")
