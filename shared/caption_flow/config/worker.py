@@ -30,12 +30,12 @@ def _server_url(url: str) -> str:
     try:
         parts = urlsplit(url)
         well_formed = parts.scheme in {"http", "https"} and bool(parts.hostname)
-        _ = parts.port
+        _, named = parts.port, parts.username is not None
     except ValueError:
-        well_formed = False
-    if not well_formed or parts.query or parts.fragment:
+        well_formed = named = False
+    if not well_formed or "?" in url or "#" in url:
         raise ValueError("must be an address such as http://127.0.0.1:8000/v1")
-    if parts.username is not None:
+    if named:
         raise ValueError("has a name or password in it: put what is secret into api_key")
     return url
 

@@ -98,6 +98,7 @@ class Conversation:
         question = Request(
             "greeting", "Describe the picture.", grey, {"max_tokens": _GREETING_TOKENS}
         )
+        models: tuple[str, ...] | None = None
         try:
             models = await self._patiently(self._list_models, patience)
             await self._answer(question, patience)
