@@ -185,15 +185,35 @@ async def test_a_picture_that_jpeg_cannot_hold_is_refused_and_no_other(
 async def test_no_more_requests_are_in_flight_than_agreed(
     server: ScriptedServer, start: Callable[..., Any]
 ) -> None:
-    async def once_three_are_here(_: Asked) -> None:
-        await server.until(lambda: server.most_in_flight >= 3)
+    release = asyncio.Event()
 
-    engine = await start(requests_in_flight=3)
-    server.rule = once_three_are_here
+    async def hold(asked: Asked) -> None:
+        if asked.prompt == PROMPT:
+            await release.wait()
+
+    engine, other = await start(requests_in_flight=3), await start()
+    server.rule = hold
     names = list(SCENES) * 6
-    answers = await asyncio.gather(*(ask(engine, name) for name in names))
-    assert answers == [caption(name) for name in names]
-    assert server.most_in_flight == 3
+    asked = [asyncio.create_task(ask(engine, name)) for name in names]
+    await server.until(lambda: server.in_flight == 3)
+    for _ in range(20):  # whatever else had been sent would have arrived before the last of these
+        await other.generate(about("red", "meanwhile"))
+    assert len(server.about(PROMPT)) == 3
+    release.set()
+    assert await asyncio.gather(*asked) == [caption(name) for name in names]
+    assert server.most_in_flight <= 4
+
+
+async def test_waiting_for_a_turn_is_not_waiting_for_an_answer(
+    server: ScriptedServer, start: Callable[..., Any]
+) -> None:
+    async def takes_its_time(_: Asked) -> None:
+        await asyncio.sleep(0.3)  # how long this server thinks
+
+    engine = await start(requests_in_flight=1, request_seconds=0.8)
+    server.rule = takes_its_time
+    assert set(await asyncio.gather(*(ask(engine) for _ in range(4)))) == {caption("red")}
+    assert len(server.asked) == 4
 
 
 async def test_a_cancelled_request_is_taken_back_from_the_server(

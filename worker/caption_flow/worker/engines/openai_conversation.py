@@ -72,7 +72,6 @@ class Conversation:
         self._manners = manners
         self._server = Server(
             peer,
-            connections=manners.requests_in_flight,
             connect_seconds=manners.connect_seconds,
             request_seconds=manners.request_seconds,
         )

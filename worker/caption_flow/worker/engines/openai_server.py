@@ -26,14 +26,7 @@ _CHUNK_BYTES: Final = 2**16
 class Server:
     """One server. Made and used within one event loop."""
 
-    def __init__(
-        self,
-        peer: Peer,
-        *,
-        connections: int,
-        connect_seconds: float,
-        request_seconds: float,
-    ) -> None:
+    def __init__(self, peer: Peer, *, connect_seconds: float, request_seconds: float) -> None:
         self.peer = peer
         self._url = URL(peer.address)
         self._request_seconds = request_seconds
@@ -42,9 +35,8 @@ class Server:
             headers["Authorization"] = f"Bearer {peer.secret}"
         self._session = aiohttp.ClientSession(
             headers=headers,
-            connector=aiohttp.TCPConnector(
-                limit=connections, keepalive_timeout=_KEEP_ALIVE_SECONDS
-            ),
+            # No limit here: who waits for a turn does so before the time for an answer begins.
+            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEEP_ALIVE_SECONDS),
             cookie_jar=aiohttp.DummyCookieJar(),
             # Not `trust_env`: that would also take passwords from ~/.netrc, in place of the key.
             proxy=_proxy(self._url),
