@@ -77,16 +77,12 @@ def texts(folder: Path) -> dict[str, str]:
     return {path.stem: path.read_text() for path in folder.glob("*.txt")}
 
 
-def without_vllm(folder: Path) -> dict[str, Any]:
-    """Return how to run where everything is installed but vLLM and torch."""
-    site = folder / "site"
-    site.mkdir()
-    for place in {path for path in sys.path if path.endswith("site-packages")}:
-        for installed in Path(place).iterdir():
-            if not installed.name.lower().startswith(("vllm", "torch")):
-                (site / installed.name).symlink_to(installed)
-    # Without -S in the workers, too: PYTHONPATH comes first, and what is not there is not found.
-    return {"env": {"PYTHONPATH": os.pathsep.join([*ROOTS, str(site)]), "PYTHONNOUSERSITE": "1"}}
+def without_vllm(folder: Path) -> dict[str, str]:
+    """Return an environment, also for workers, in which importing vLLM or torch fails."""
+    for name in ("vllm", "torch"):
+        (folder / "broken" / name).mkdir(parents=True)
+        (folder / "broken" / name / "__init__.py").write_text(f"raise ImportError('{name}')")
+    return {"PYTHONPATH": os.pathsep.join([str(folder / "broken"), *ROOTS])}
 
 
 def test_a_run_needs_nothing_but_a_server(photos: Path, tmp_path: Path) -> None:
@@ -95,6 +91,7 @@ def test_a_run_needs_nothing_but_a_server(photos: Path, tmp_path: Path) -> None:
             *("run", "photos", "--engine", "openai", "--base-url", server.base_url),
             *("--model", MODEL),
             cwd=tmp_path,
+            env=without_vllm(tmp_path),
         )
         workers = {asked.http.headers["User-Agent"] for asked in server.asked}
     assert done.code == 0, done.said
