@@ -14,7 +14,7 @@ import typer
 
 from caption_flow.cli.configuration import load_worker_or_refuse
 from caption_flow.cli.crew import PARENT_VARIABLE
-from caption_flow.cli.engines import refuse_missing_engine
+from caption_flow.cli.engines import check_engine, require_openai
 from caption_flow.cli.failures import CommandFailed, usage_error
 from caption_flow.cli.gpus import find_gpu
 from caption_flow.cli.logs import configure_logging
@@ -49,14 +49,15 @@ def worker(
         str | None,
         typer.Option(
             metavar="ENGINE",
-            help="vllm, or synthetic (made-up texts); openai is not in this release.",
+            help="vllm, openai (any server with that API), or synthetic (made-up texts).",
         ),
     ] = None,
     base_url: Annotated[
-        str | None, typer.Option(metavar="URL", help="Of the openai engine.")
+        str | None,
+        typer.Option(metavar="URL", help="The server of the openai engine: http://HOST:PORT/v1."),
     ] = None,
     api_key: Annotated[
-        str | None, typer.Option(metavar="REF", help="Of the openai engine: env:NAME or file:PATH.")
+        str | None, typer.Option(metavar="REF", help="Its key, if any: env:NAME or file:PATH.")
     ] = None,
     no_verify_ssl: Annotated[
         bool, typer.Option("--no-verify-ssl", help="Do not check the server's certificate.")
@@ -112,7 +113,6 @@ def worker(
     """
     del vllm
     configure_logging("worker", verbose=verbose)
-    refuse_missing_engine(engine)
     path = config if no_config else find_config("worker", config, Path.cwd(), os.environ)
     overrides: dict[str, Any] = {
         key: value
@@ -132,7 +132,9 @@ def worker(
         if value is not None
     }
     loaded = load_worker_or_refuse(path, overrides)
-    refuse_missing_engine(loaded.engine.type)
+    check_engine(loaded.engine, base_url=base_url, api_key=api_key)
+    if loaded.engine.type == "openai":
+        require_openai()
     start(
         loaded,
         model=model or loaded.vllm.model,

@@ -89,6 +89,7 @@ class Engine(Protocol):
         Raises:
             RequestRefused: this request cannot be answered.
             EngineDied: the engine is gone.
+            EngineUnavailable: no request can be answered here, and starting again would not help.
         """
         ...
 
