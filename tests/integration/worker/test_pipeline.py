@@ -41,9 +41,10 @@ class ListedDesk:
         self.begun: list[int] = []
         self.rows: dict[int, Row] = {}
         self.moved = asyncio.Event()
+        self.is_held_back = False
 
     def next_job(self) -> Job | None:
-        if not self.waiting:
+        if not self.waiting or self.is_held_back:
             return None
         index = self.waiting.popleft()
         self.begun.append(index)
@@ -240,6 +241,21 @@ async def test_an_image_larger_than_the_bound_is_loaded_alone() -> None:
     loader = ScriptedLoader(size=(1000, 1000))
     async with bench(ONE_STAGE, range(3), engine, loader=loader, look_ahead_bytes=1000) as it:
         await it.desk.has_rows(0, 1, 2)
+
+
+async def test_items_between_two_engines_count_as_prepared_ahead() -> None:
+    stages = (
+        Stage("first", "quick", ("{column:n}",), output_field="draft"),
+        Stage("second", "slow", ("again {draft}",), requires=("first",)),
+    )
+    quick = ScriptedEngine(model="quick", width=2, reply=lambda request: request.prompt)
+    slow = ScriptedEngine(model="slow", width=1)
+    async with bench(stages, range(100), quick, slow, look_ahead_items=4) as it:
+        for index in range(20):
+            await slow.has_seen(index + 1)
+            assert it.pipeline.in_flight <= 1 + 2 + 4
+            slow.answer(slow.prompts()[0])
+        assert it.pipeline.tally.failed == 0
 
 
 async def test_a_slow_load_holds_up_nobody_else() -> None:
