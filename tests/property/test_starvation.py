@@ -1,4 +1,4 @@
-"""Whatever happens on the way to the engine: what is charged is what was empty, and has a reason."""
+"""Whatever happens on the way to the engine: what is charged was empty, and has a reason."""
 
 from __future__ import annotations
 

@@ -30,7 +30,9 @@ class Watched:
         before = self.gauge.seconds()
         self.now += 1.0
         after = self.gauge.seconds()
-        return {cause: after[cause] - before[cause] for cause in Cause if after[cause] - before[cause]}
+        return {
+            cause: after[cause] - before[cause] for cause in Cause if after[cause] - before[cause]
+        }
 
 
 async def engine(name: str = "m", slots: int = 11) -> SupervisedEngine:

@@ -34,7 +34,9 @@ def test_items_that_may_not_be_begun_are_back_pressure() -> None:
     assert charged(Scene(10, 4, supply=Supply.HELD_BACK)) == {Cause.BACK_PRESSURE: 4}
 
 
-def test_what_is_nearest_to_the_engine_is_charged_first_and_for_no_more_than_it_would_fill() -> None:
+def test_what_is_nearest_to_the_engine_is_charged_first_and_for_no_more_than_it_would_fill() -> (
+    None
+):
     scene = Scene(10, 10, rendering=2, loading=3, decoding=1)
     assert charged(scene) == {Cause.RENDER: 2, Cause.DECODE: 3, Cause.NO_LEASE: 5}
 

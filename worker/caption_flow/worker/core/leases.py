@@ -164,7 +164,7 @@ LEAD_SECONDS: Final = 10.0
 
 
 class Rate:
-    """Items (or tokens) per second, of late: an exponentially weighted mean over the last half minute."""
+    """Items, or tokens, per second: an exponentially weighted mean over the last half minute."""
 
     def __init__(self) -> None:
         self._level = 0.0

@@ -2,8 +2,8 @@
 
 Pure: the shell owns the clock. The rule:
 
-- An engine is full with as many requests as its batch is wide. Beyond that the gate before it lets
-  in a tenth more, so that the next is there when one ends; those are no loss while they are missing.
+- An engine is full with as many requests as its batch is wide. The gate before it lets in a tenth
+  more, so that the next is there when one ends; those are no loss while they are missing.
 - A second with a quarter of the batch empty is a quarter of a second starved. Of several engines,
   which share a device, the fullest counts. While one is being started again nothing is counted: it
   has no room then.
