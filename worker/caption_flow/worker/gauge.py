@@ -10,10 +10,13 @@ import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
 from enum import Enum
+from typing import Final
 
 from caption_flow.worker.core.starvation import Cause, Scene, Starvation, Supply, batch_width
 from caption_flow.worker.loading import Activity
 from caption_flow.worker.supervision import SupervisedEngine
+
+_FULL: Final = Scene(width=1, room=0)
 
 
 class Place(Enum):
@@ -76,6 +79,11 @@ class Gauge:
         """Note what is so now: something has changed."""
         self._starvation.see(self._scene(), now=self._clock())
 
+    @property
+    def is_starved(self) -> bool:
+        """Whether an engine has room now, and nothing to do."""
+        return self._starvation.is_starved
+
     def seconds(self) -> Mapping[Cause, float]:
         """Return the starved seconds so far, by cause."""
         return self._starvation.seconds(now=self._clock())
@@ -90,14 +98,24 @@ class Gauge:
             self._requests[place] -= requests
 
     def _scene(self) -> Scene | None:
-        if not all(engine.is_up for engine in self._engines):
-            return None
-        width, room, rendering = self._fullest()
-        if room <= 0:
-            return Scene(width)
+        # Called several times an item: the usual answer, a full engine, costs next to nothing.
+        fullest, least = None, 2.0
+        for engine in self._engines:
+            if not engine.is_up:
+                return None
+            slots, taken = engine.gate.capacity, engine.gate.in_use
+            empty = 1 - (taken - self._rendering[engine.model]) / batch_width(slots)
+            if empty <= 0:
+                fullest, least = None, 0.0
+            elif empty < least:
+                fullest, least = engine, empty
+        return _FULL if fullest is None else self._starved_scene(fullest)
+
+    def _starved_scene(self, engine: SupervisedEngine) -> Scene:
+        width, rendering = batch_width(engine.gate.capacity), self._rendering[engine.model]
         return Scene(
             width,
-            room,
+            width - (engine.gate.in_use - rendering),
             rendering,
             ready=self._requests[Place.READY],
             loading=self._requests[Place.LOADING],
@@ -105,11 +123,3 @@ class Gauge:
             decoding=self._activity.decoding,
             supply=self._supply,
         )
-
-    def _fullest(self) -> tuple[int, int, int]:
-        """Return width, room and what is being rendered, of the engine that lacks least."""
-        seen = []
-        for engine in self._engines:
-            width, rendering = batch_width(engine.gate.capacity), self._rendering[engine.model]
-            seen.append((width, width - (engine.gate.in_use - rendering), rendering))
-        return min(seen, key=lambda one: one[1] / one[0])

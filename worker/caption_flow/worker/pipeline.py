@@ -174,7 +174,9 @@ class Pipeline:
         self._loader = loader
         self._engines = engines
         self.width = sum(engine.gate.capacity for engine in engines.values())
-        items = min(max(self.width, 8), 256) if look_ahead_items is None else look_ahead_items
+        # Loading comes in bursts (a slow disk, a busy processor): two batches wide bridge most. No
+        # more, since near the end of a run nobody else can do what has been begun here.
+        items = min(max(2 * self.width, 16), 256) if look_ahead_items is None else look_ahead_items
         self._look_ahead = LookAhead(max_items=items, max_bytes=look_ahead_bytes)
         self._recipes: dict[str, Recipe] = {}
         self._carried: dict[Key, _Carried] = {}

@@ -103,6 +103,11 @@ class Starvation:
         self._seconds = dict.fromkeys(Cause, 0.0)
         self._scene: Scene | None = None
 
+    @property
+    def is_starved(self) -> bool:
+        """Whether anything is charged at present."""
+        return self._scene is not None and any(charges(self._scene))
+
     def see(self, scene: Scene | None, *, now: float) -> None:
         """Note that from ``now`` on this is the scene; None while nothing is to be counted."""
         self._charge(now)
