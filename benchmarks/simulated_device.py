@@ -65,7 +65,7 @@ def simulate() -> None:
 def _seconds(runner: Any, step: Any) -> float:
     if not step.total_num_scheduled_tokens:
         return 0.0
-    image_tokens = sum(
+    image_tokens: int = sum(
         runner.requests[request].mm_features[number].mm_position.length
         for request, numbers in step.scheduled_encoder_inputs.items()
         for number in numbers

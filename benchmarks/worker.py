@@ -83,20 +83,36 @@ def drawn_tokens(image_hash: str, prompt: str) -> int:
     return 8 + int.from_bytes(digest, "big") % 121
 
 
+@dataclass(frozen=True)
+class Pace:
+    """Answers per second, and what one costs this process, in milliseconds of processor time.
+
+    The second hardly depends on what else the machine does.
+    """
+
+    rate: float
+    cpu_ms: float
+
+
 @dataclass
 class Clock:
-    """When each answer came, in seconds."""
+    """When each answer came, and how much processor time this process had taken by then."""
 
-    answers: list[float] = field(default_factory=list)
+    answers: list[tuple[float, float]] = field(default_factory=list)
 
     def tick(self) -> None:
         """Note one answer."""
-        self.answers.append(time.perf_counter())
+        self.answers.append((time.perf_counter(), time.process_time()))
 
-    def rate(self) -> float:
-        """Answers per second, in the middle of the run."""
+    def pace(self) -> Pace:
+        """Return the pace in the middle of the run."""
         first, last = (int(len(self.answers) * share) for share in MIDDLE)
-        return (last - first) / (self.answers[last] - self.answers[first])
+        return self.pace_between(self.answers[first], self.answers[last], last - first)
+
+    @staticmethod
+    def pace_between(begin: tuple[float, float], end: tuple[float, float], answers: int) -> Pace:
+        """Return the pace between two moments."""
+        return Pace(answers / (end[0] - begin[0]), 1000 * (end[1] - begin[1]) / answers)
 
 
 class Timed:
@@ -166,14 +182,14 @@ class Setting:
         await self.llm.reset_encoder_cache()
 
 
-async def whole_worker(setting: Setting, stages: Sequence[Sequence[str]], items: int) -> float:
-    """Return the rate of a worker that captions the first ``items`` files."""
+async def whole_worker(setting: Setting, stages: Sequence[Sequence[str]], items: int) -> Pace:
+    """Return the pace of a worker that captions the first ``items`` files."""
     clock = Clock()
     wrapped = DrawnLengths(setting.engine, clock)
     images = chosen(setting, items)
     with tempfile.TemporaryDirectory(dir=setting.folder) as scratch:
         await work(Path(scratch), images, stages, wrapped)
-    return clock.rate()
+    return clock.pace()
 
 
 async def work(
@@ -269,8 +285,8 @@ async def ask(llm: Any, image: PreparedImage, prompt: str) -> str:
     return text.strip()
 
 
-async def bare(setting: Setting, stages: Sequence[Sequence[str]], items: int) -> float:
-    """Return the rate of vLLM itself: images in memory, an item's stages chained by hand."""
+async def bare(setting: Setting, stages: Sequence[Sequence[str]], items: int) -> Pace:
+    """Return the pace of vLLM itself: images in memory, an item's stages chained by hand."""
     images = [prepare(file.read_bytes()).image for file in setting.files[:items]]
     clock, slots = Clock(), asyncio.Semaphore(setting.engine.requests_in_flight)
 
@@ -282,12 +298,13 @@ async def bare(setting: Setting, stages: Sequence[Sequence[str]], items: int) ->
                 clock.tick()
 
     await asyncio.gather(*(one(image) for image in images))
-    return clock.rate()
+    return clock.pace()
 
 
-async def blocking(setting: Setting, stages: Sequence[Sequence[str]], items: int) -> float:
-    """Return the rate of batches that wait: for their files, for the slowest, for the stage."""
-    began = time.perf_counter()
+async def blocking(setting: Setting, stages: Sequence[Sequence[str]], items: int) -> Pace:
+    """Return the pace of batches that wait: for their files, for the slowest, for the stage."""
+    clock = Clock()
+    clock.tick()
     for start in range(0, items, BATCH):
         files = setting.files[start : start + BATCH]
         images = [await asyncio.to_thread(load, file) for file in files]
@@ -298,7 +315,8 @@ async def blocking(setting: Setting, stages: Sequence[Sequence[str]], items: int
                 for image, caption in zip(images, captions, strict=True)
             ]
             captions = list(await asyncio.gather(*asking))
-    return items * len(stages) / (time.perf_counter() - began)
+    clock.tick()
+    return clock.pace_between(clock.answers[0], clock.answers[1], items * len(stages))
 
 
 def load(file: Path) -> PreparedImage:
@@ -308,7 +326,7 @@ def load(file: Path) -> PreparedImage:
 
 # --------------------------------------------------------------------------- comparisons
 
-Side = Callable[[Setting, Sequence[Sequence[str]], int], Awaitable[float]]
+Side = Callable[[Setting, Sequence[Sequence[str]], int], Awaitable[Pace]]
 
 
 async def compare(
@@ -316,24 +334,29 @@ async def compare(
 ) -> None:
     """Print how the worker does beside the others, who take turns with it."""
     sides = {"worker": (whole_worker, items), **others}
-    rates: dict[str, list[float]] = {name: [] for name in sides}
+    paces: dict[str, list[Pace]] = {name: [] for name in sides}
     for turn in range(pairs + 1):
         order = list(sides) if turn % 2 else list(reversed(sides))
         for name in order:
             side, amount = sides[name]
             await setting.forget()
-            rate = await side(setting, STAGES[what], amount)
+            pace = await side(setting, STAGES[what], amount)
             if turn:  # the first one warms up files, caches and compiled code
-                rates[name].append(rate)
-    worker = statistics.median(rates["worker"])
+                paces[name].append(pace)
     for name in others:
-        other = statistics.median(rates[name])
-        ratios = sorted(a / b for a, b in zip(rates["worker"], rates[name], strict=True))
-        print(
-            f"  {what}: worker {worker:.1f} answers/s, {name} {other:.1f}: ratio of medians "
-            f"{worker / other:.3f} ({pairs} pairs, each {ratios[0]:.3f} to {ratios[-1]:.3f})",
-            flush=True,
-        )
+        print(f"  {what}: {compared(paces['worker'], name, paces[name])}", flush=True)
+
+
+def compared(ours: Sequence[Pace], name: str, theirs: Sequence[Pace]) -> str:
+    """Return the line that compares the worker with another side."""
+    mine, other = (statistics.median(pace.rate for pace in one) for one in (ours, theirs))
+    cpu, other_cpu = (statistics.median(pace.cpu_ms for pace in one) for one in (ours, theirs))
+    ratios = sorted(a.rate / b.rate for a, b in zip(ours, theirs, strict=True))
+    return (
+        f"worker {mine:.1f} answers/s ({cpu:.1f} ms of processor time each), {name} {other:.1f} "
+        f"({other_cpu:.1f} ms): ratio of medians {mine / other:.3f} "
+        f"({len(ratios)} pairs, each {ratios[0]:.3f} to {ratios[-1]:.3f})"
+    )
 
 
 async def count_hits(setting: Setting, *, items: int) -> None:
@@ -367,7 +390,7 @@ async def starvation(folder: Path, said: Sequence[str], *, seconds: float = 40.0
     clock = Clock()
     (folder / "scratch").mkdir()
     await work(folder / "scratch", many, STAGES["one-stage"], Timed(engine, clock))
-    print(f"starvation: synthetic engine, {clock.rate():.0f} items/s: {said[-1]}", flush=True)
+    print(f"starvation: synthetic engine, {clock.pace().rate:.0f} items/s: {said[-1]}", flush=True)
 
 
 async def measure(device: str, only: str | None, pairs: int) -> None:
