@@ -2,7 +2,7 @@
 
     python benchmarks/worker.py                    everything, some fifteen minutes on two cores
     python benchmarks/worker.py --device simulated one of the two devices
-    python benchmarks/worker.py --only one-stage   one of the comparisons
+    python benchmarks/worker.py --only one-stage   some of the comparisons
     python benchmarks/worker.py --pairs 9          more of each
 
 Needs vLLM. In one process there is one engine (the tiny model of the tests), and both sides of a
@@ -38,7 +38,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -75,6 +75,8 @@ STAGES: Final[Mapping[str, tuple[tuple[str, ...], ...]]] = {
         ("Please condense this elaborate caption to only the important details: {caption}",),
     ),
 }
+
+PARTS: Final = ("starvation", *STAGES)
 
 
 def drawn_tokens(image_hash: str, prompt: str) -> int:
@@ -393,7 +395,7 @@ async def starvation(folder: Path, said: Sequence[str], *, seconds: float = 40.0
     print(f"starvation: synthetic engine, {clock.pace().rate:.0f} items/s: {said[-1]}", flush=True)
 
 
-async def measure(device: str, only: str | None, pairs: int) -> None:
+async def measure(device: str, only: Collection[str], *, pairs: int, items: int) -> None:
     """Load the engine and print every comparison on one device."""
     said = listen()
     with tempfile.TemporaryDirectory() as name:
@@ -402,22 +404,24 @@ async def measure(device: str, only: str | None, pairs: int) -> None:
         engine = VllmEngine(MODEL, engine_options())
         await engine.start()
         try:
-            setting = Setting(folder, make_images(folder / "images", 512), engine, said)
+            setting = Setting(folder, make_images(folder / "images", items), engine, said)
             print(f"{device}:", flush=True)
-            await run_comparisons(setting, only, pairs)
+            await run_comparisons(setting, only, pairs=pairs, items=items)
         finally:
             await engine.stop()
 
 
-async def run_comparisons(setting: Setting, only: str | None, pairs: int) -> None:
+async def run_comparisons(
+    setting: Setting, only: Collection[str], *, pairs: int, items: int
+) -> None:
     """Print every comparison, or the one that is asked for."""
-    if only in {None, "one-stage"}:
-        others: dict[str, tuple[Side, int]] = {"bare": (bare, 384), "blocking": (blocking, 32)}
-        await compare(setting, "one-stage", others, items=384, pairs=pairs)
-    if only in {None, "two-stages"}:
-        others = {"hand-chained": (bare, 256), "blocking": (blocking, 24)}
-        await compare(setting, "two-stages", others, items=256, pairs=pairs)
-    if only in {None, "many-prompts"}:
+    if "one-stage" in only:
+        others: dict[str, tuple[Side, int]] = {"bare": (bare, items), "blocking": (blocking, 32)}
+        await compare(setting, "one-stage", others, items=items, pairs=pairs)
+    if "two-stages" in only:
+        others = {"hand-chained": (bare, items), "blocking": (blocking, 24)}
+        await compare(setting, "two-stages", others, items=items, pairs=pairs)
+    if "many-prompts" in only:
         await count_hits(setting, items=128)
     for line in setting.said[-1:]:
         print(f"  the worker's own word on its last run: {line}", flush=True)
@@ -476,21 +480,22 @@ def main() -> None:
     """Measure each device in a process of its own."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", choices=DEVICES)
-    parser.add_argument("--only", choices=("starvation", *STAGES))
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--pairs", type=int, default=5)
+    parser.add_argument("--items", type=int, default=384, help="images in each run, 128 at least")
     chosen = parser.parse_args()
     if chosen.device is None:
-        if chosen.only in {None, "starvation"}:
+        if "starvation" in chosen.only:
             with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
                 runner.run(measure_starvation())
-        for device in () if chosen.only == "starvation" else DEVICES:
+        for device in DEVICES if set(STAGES) & set(chosen.only) else ():
             subprocess.run([sys.executable, *sys.argv, "--device", device], check=True)
         return
     if chosen.device == "simulated":
         os.environ[simulated_device.SWITCH] = "1"
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(measure(chosen.device, chosen.only, chosen.pairs))
+        runner.run(measure(chosen.device, chosen.only, pairs=chosen.pairs, items=chosen.items))
 
 
 if __name__ == "__main__":
