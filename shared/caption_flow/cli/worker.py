@@ -7,7 +7,7 @@ import os
 import socket
 import sys
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import structlog
 import typer
@@ -21,6 +21,9 @@ from caption_flow.cli.logs import configure_logging
 from caption_flow.config.discovery import find_config
 from caption_flow.config.secret import SecretError
 from caption_flow.config.worker import WorkerConfig
+
+if TYPE_CHECKING:
+    from caption_flow.worker.service import WorkerSettings
 
 log = structlog.get_logger()
 
@@ -175,24 +178,15 @@ def start(
     # Only now: whatever imports CUDA reads CUDA_VISIBLE_DEVICES once.
     import uvloop  # noqa: PLC0415
 
-    from caption_flow.worker.service import WorkerSettings, run_worker  # noqa: PLC0415
+    from caption_flow.worker.service import run_worker  # noqa: PLC0415
 
-    settings = WorkerSettings(
-        server=config.server,
+    settings = settings_from(
+        config,
         token=token,
-        name=config.name or socket.gethostname(),
-        engine=config.engine.type,
-        engine_settings=(
-            config.vllm.engine_keys() if config.engine.type == "vllm" else config.engine.options
-        ),
         model=model,
         batch_size=batch_size,
-        gpu_id=config.gpu_id,
         connect_seconds=connect_seconds,
         trust_remote_code=trust_remote_code,
-        verify_ssl=config.verify_ssl,
-        when_finished=config.when_finished,
-        post_exec_hook=config.post_exec_hook,
         exit_with_parent=exit_with_parent,
     )
     if exit_with_parent and _is_orphan():
@@ -204,6 +198,40 @@ def start(
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
+
+
+def settings_from(
+    config: WorkerConfig,
+    *,
+    token: str,
+    model: str | None,
+    batch_size: int | None,
+    connect_seconds: float,
+    trust_remote_code: bool,
+    exit_with_parent: bool,
+) -> WorkerSettings:
+    """Return what the worker is to do, of its configuration and the command line's options."""
+    from caption_flow.worker.service import WorkerSettings  # noqa: PLC0415 - see `start`
+
+    return WorkerSettings(
+        server=config.server,
+        token=token,
+        name=config.name or socket.gethostname(),
+        engine=config.engine.type,
+        engine_settings=(
+            config.vllm.engine_keys() if config.engine.type == "vllm" else config.engine.options
+        ),
+        model=model,
+        batch_size=batch_size,
+        look_ahead_items=config.readahead_size,
+        gpu_id=config.gpu_id,
+        connect_seconds=connect_seconds,
+        trust_remote_code=trust_remote_code,
+        verify_ssl=config.verify_ssl,
+        when_finished=config.when_finished,
+        post_exec_hook=config.post_exec_hook,
+        exit_with_parent=exit_with_parent,
+    )
 
 
 def _is_orphan() -> bool:

@@ -81,7 +81,8 @@ class Running:
         return completion
 
     async def _attempt(self, request: Request, params: Any, image_name: str) -> Completion:
-        prompt = await self._render(request, image_name)
+        with request.rendering():
+            prompt = await self._render(request, image_name)
         self._check_length(prompt, params)
         return _completion(await self._generate(request, prompt, params))
 
