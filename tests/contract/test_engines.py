@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
 import importlib.util
 import itertools
 import multiprocessing
@@ -24,6 +23,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
+from caption_flow.config.secret import Secret
 from caption_flow.worker.engines import guard
 from caption_flow.worker.engines.base import (
     Engine,
@@ -33,9 +33,11 @@ from caption_flow.worker.engines.base import (
     Request,
     RequestRefused,
 )
+from caption_flow.worker.engines.openai import OpenAIEngine
 from caption_flow.worker.engines.synthetic import SyntheticEngine, synthetic_caption
 from caption_flow.worker.engines.vllm import VllmEngine
-from tests.tiny_vlm import scenes
+from tests.support.openai_server import MODEL, ScriptedServer
+from tests.support.pictures import SCENES, caption, picture
 
 MODEL_FOLDER = Path(__file__).parents[1] / "tiny_vlm" / "model"
 PROMPT = "Describe this image."
@@ -51,23 +53,6 @@ pytestmark = [
     # torch's own inductor says this while vLLM imports it.
     pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated:DeprecationWarning"),
 ]
-
-SCENES = {
-    colour: scenes.Scene(background, (scenes.Figure(shape, colour, 0.5, 0.5, 0.33),))
-    for colour, shape, background in (
-        ("red", "circle", "white"),
-        ("blue", "square", "yellow"),
-        ("green", "triangle", "black"),
-        ("orange", "circle", "blue"),
-    )
-}
-
-
-def picture(name: str) -> PreparedImage:
-    """Return one of `SCENES`; any other name is a picture that nothing is expected of."""
-    scene = SCENES.get(name, SCENES["red"])
-    content_hash = hashlib.blake2b(name.encode(), digest_size=16).hexdigest()
-    return PreparedImage(scenes.render(scene, 112, 112), content_hash)
 
 
 @dataclass(frozen=True)
@@ -116,7 +101,7 @@ async def vllm_kit() -> AsyncIterator[Kit]:
     )
     yield Kit(
         engine,
-        expected=lambda name: scenes.short_caption(SCENES[name]),
+        expected=caption,
         unanswerable=Request("refused", "word " * 2000, picture("red"), {}),
         refusal_kind="prompt_too_long",
         slow={"ignore_eos": True, "max_tokens": 400},
@@ -124,9 +109,26 @@ async def vllm_kit() -> AsyncIterator[Kit]:
     await engine.stop()
 
 
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def openai_kit() -> AsyncIterator[Kit]:
+    server = ScriptedServer(key="sesame")
+    await server.start()
+    engine = OpenAIEngine(MODEL, {"base_url": server.base_url, "api_key": Secret("sesame")})
+    yield Kit(
+        engine,
+        expected=caption,
+        unanswerable=Request("refused", "word " * 2000, picture("red"), {}),
+        refusal_kind="prompt_too_long",
+        slow={"ignore_eos": True, "max_tokens": 400},
+    )
+    await engine.stop()
+    await server.stop()
+
+
 @pytest.fixture(
     params=[
         pytest.param("synthetic_kit", id="synthetic"),
+        pytest.param("openai_kit", id="openai"),
         pytest.param("vllm_kit", id="vllm", marks=VLLM_MARKS),
     ]
 )
@@ -298,6 +300,10 @@ async def test_an_engine_never_started_answers_nothing() -> None:
         await SyntheticEngine("m").generate(Request("r", PROMPT, picture("red"), {}))
     with pytest.raises(EngineDied):
         await VllmEngine("m", {}).generate(Request("r", PROMPT, picture("red"), {}))
+    with pytest.raises(EngineDied):
+        await OpenAIEngine("m", {"base_url": "http://127.0.0.1:1/v1"}).generate(
+            Request("r", PROMPT, picture("red"), {})
+        )
 
 
 # --------------------------------------------------------------------------- vLLM alone

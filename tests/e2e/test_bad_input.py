@@ -35,6 +35,8 @@ CPU_SECONDS = 1.8
 LOCAL = {"type": "local_filesystem", "dataset_path": "photos"}
 SYNTHETIC = ("--engine", "synthetic")
 RUN = ("run", "photos", *SYNTHETIC)
+OPENAI = ("run", "photos", "--engine", "openai", "--base-url", "http://127.0.0.1:1/v1")
+WORKER = ("worker", "--server", "ws://127.0.0.1:1", "--token", "t")
 AS_A_USER = as_a_user()
 """None where root cannot be had without its rights; those cases are skipped."""
 
@@ -125,14 +127,18 @@ def _results_of_photos(folder: Path) -> None:
     assert done.code == 0, done.said
 
 
-def _without_vllm(folder: Path) -> None:
-    """Lay out everything that is installed but vLLM."""
-    _photos(folder)
-    (folder / "site").mkdir()
-    for place in {path for path in sys.path if path.endswith("site-packages")}:
-        for installed in Path(place).iterdir():
-            if not installed.name.lower().startswith("vllm"):
-                (folder / "site" / installed.name).symlink_to(installed)
+def _without(package: str) -> Callable[[Path], None]:
+    """Lay out everything that is installed but one package."""
+
+    def lay_out(folder: Path) -> None:
+        _photos(folder)
+        (folder / "site").mkdir()
+        for place in {path for path in sys.path if path.endswith("site-packages")}:
+            for installed in Path(place).iterdir():
+                if not installed.name.lower().startswith(package):
+                    (folder / "site" / installed.name).symlink_to(installed)
+
+    return lay_out
 
 
 @contextmanager
@@ -269,14 +275,61 @@ CONFIGURATIONS = {
     ),
 }
 ENGINES = {
-    "an engine that this release lacks": Mistake(
+    "a server without an address": Mistake(
         ("run", "photos", "--engine", "openai"),
-        ["the engine 'openai' is not in this release yet; use 'vllm' or 'synthetic'"],
+        [r"command line: engine: type openai needs base_url \(--base-url\), such as http://.*"],
         given=_photos,
     ),
-    "an engine that this release lacks, for a worker": Mistake(
-        ("worker", "--server", "ws://127.0.0.1:1", "--token", "t", "--engine", "openai"),
-        ["the engine 'openai' is not in this release yet; use 'vllm' or 'synthetic'"],
+    "a server without an address, for a worker": Mistake(
+        (*WORKER, "--engine", "openai"),
+        [r"command line: engine: type openai needs base_url \(--base-url\), such as http://.*"],
+    ),
+    "a server's address that is none": Mistake(
+        ("run", "photos", "--engine", "openai", "--base-url", "127.0.0.1:8000"),
+        [r"command line: engine\.base_url: must be an address such as http://127.*"],
+        given=_photos,
+    ),
+    "a password in an address": Mistake(
+        ("run", "photos", "--engine", "openai", "--base-url", "http://me:hush@host/v1"),
+        [r"command line: engine\.base_url: has a name or password in it: .* into api_key"],
+        given=_photos,
+    ),
+    "a server for an engine that has none": Mistake(
+        ("run", "photos", "--base-url", "http://127.0.0.1:8000/v1"),
+        ["--base-url is for --engine openai, and the engine is vllm"],
+        given=_photos,
+    ),
+    "a key for an engine that has none, for a worker": Mistake(
+        (*WORKER, "--engine", "synthetic", "--api-key", "env:HOME"),
+        ["--api-key is for --engine openai, and the engine is synthetic"],
+    ),
+    "a key that is not where it should be": Mistake(
+        (*OPENAI, "--api-key", "env:NO_SUCH_VARIABLE"),
+        [r"the key of the openai engine: .*NO_SUCH_VARIABLE is not set"],
+        given=_photos,
+    ),
+    "a key that is not where it should be, for a worker": Mistake(
+        (*WORKER, *OPENAI[2:], "--api-key", "file:no/such/file"),
+        [r"the key of the openai engine: the file no/such/file cannot be read: .*"],
+    ),
+    "GPUs for an engine that needs none": Mistake(
+        (*OPENAI, "--gpus", "0"),
+        ["--gpus is of no use to --engine openai: the model runs on its server"],
+        given=_photos,
+    ),
+    "no HTTP library": Mistake(
+        OPENAI,
+        [r"the openai engine needs aiohttp, .* here: pip install 'caption-flow\[openai\]'"],
+        given=_without("aiohttp"),
+        env={"PYTHONPATH": os.pathsep.join([*ROOTS, "site"])},
+        python=(sys.executable, "-S"),
+    ),
+    "no HTTP library, for a worker": Mistake(
+        (*WORKER, *OPENAI[2:]),
+        [r"the openai engine needs aiohttp, .* here: pip install 'caption-flow\[openai\]'"],
+        given=_without("aiohttp"),
+        env={"PYTHONPATH": os.pathsep.join([*ROOTS, "site"])},
+        python=(sys.executable, "-S"),
     ),
     "a model's folder that is not there": Mistake(
         ("run", "photos", "--model", "./no/model"),
@@ -291,7 +344,7 @@ ENGINES = {
     "no vLLM": Mistake(
         ("run", "photos"),
         [r"vLLM is not installed here: pip install 'caption-flow\[vllm\]' .* --engine synthetic"],
-        given=_without_vllm,
+        given=_without("vllm"),
         env={"PYTHONPATH": os.pathsep.join([*ROOTS, "site"])},
         python=(sys.executable, "-S"),
     ),

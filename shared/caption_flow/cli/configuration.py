@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -43,17 +44,23 @@ def load_worker_or_refuse(path: Path | None, overrides: Mapping[str, Any]) -> Wo
     return loaded.config
 
 
-def worker_section(path: Path | None, engine: str | None) -> WorkerConfig | None:
-    """Return what a run's file says of its workers, or None if it has no section about them."""
-    if path is None:
-        return None
+@dataclass(frozen=True, slots=True)
+class WorkersOfRun:
+    """What a run's workers are told; ``path`` is the file with a section about them, if any."""
+
+    config: WorkerConfig
+    path: Path | None
+
+
+def workers_of_run(path: Path | None, flags: Mapping[str, Any]) -> WorkersOfRun:
+    """Load what a run's file and its command line say of its workers."""
+    overrides = {"server": _SOMEWHERE, "when_finished": "shutdown", **flags}
+    with_section = path if path is not None and _has_worker_section(path) else None
+    return WorkersOfRun(load_worker_or_refuse(with_section, overrides), with_section)
+
+
+def _has_worker_section(path: Path) -> bool:
     try:
-        root = parse_document(path.read_text("utf-8-sig"), str(path)).root
+        return "worker" in parse_document(path.read_text("utf-8-sig"), str(path)).root
     except (OSError, UnicodeDecodeError, ConfigError):
-        return None  # whoever loads the rest of the file says what is wrong with it
-    if "worker" not in root:
-        return None
-    overrides = {"server": _SOMEWHERE, "when_finished": "shutdown"}
-    if engine is not None:
-        overrides["engine.type"] = engine
-    return load_worker_or_refuse(path, overrides)
+        return False  # whoever loads the rest of the file says what is wrong with it

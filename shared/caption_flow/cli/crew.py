@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Final
 
 TOKEN_VARIABLE: Final = "CAPTIONFLOW_WORKER_TOKEN"  # noqa: S105  -- its name, not a token
+KEY_VARIABLE: Final = "CAPTIONFLOW_API_KEY"
 PARENT_VARIABLE: Final = "CAPTIONFLOW_PARENT"
 """The process a worker is to end with, as its number: it may be gone before the worker looks."""
 _MOST_RESTARTS: Final = 3
@@ -43,12 +44,13 @@ class Hand:
 class Crew:
     """The workers of a local run.
 
-    ``arguments`` are those of ``caption-flow worker``; ``gpus`` has one entry a worker, as
-    `caption_flow.cli.gpus.choose_gpus` gives it; ``tell`` takes sentences for people.
+    ``arguments`` are those of ``caption-flow worker``, ``secrets`` the variables they refer to;
+    ``gpus`` has one entry a worker, as `caption_flow.cli.gpus.choose_gpus` gives it; ``tell`` takes
+    sentences for people.
     """
 
     arguments: Sequence[str]
-    token: str
+    secrets: Mapping[str, str] = field(repr=False)
     gpus: Sequence[str | None]
     log_dir: Path
     tell: Callable[[str], None]
@@ -139,7 +141,7 @@ class Crew:
     def _environment(self, gpus: str | None) -> Mapping[str, str]:
         environment = {
             **os.environ,
-            TOKEN_VARIABLE: self.token,
+            **self.secrets,
             PARENT_VARIABLE: str(os.getpid()),
             "PYTHONUNBUFFERED": "1",
         }

@@ -7,6 +7,8 @@ from collections.abc import Iterable
 from enum import StrEnum
 
 from caption_flow.cli.failures import usage_error
+from caption_flow.config.secret import SecretError
+from caption_flow.config.worker import EngineConfig
 
 
 class EngineKind(StrEnum):
@@ -17,10 +19,28 @@ class EngineKind(StrEnum):
     SYNTHETIC = "synthetic"
 
 
-def refuse_missing_engine(kind: str | None) -> None:
-    """End the command if this release has no such engine; a worker would find out much later."""
-    if kind == EngineKind.OPENAI:
-        usage_error("the engine 'openai' is not in this release yet; use 'vllm' or 'synthetic'")
+def check_engine(engine: EngineConfig, *, base_url: str | None, api_key: str | None) -> None:
+    """End the command if what it is told of a server is for nothing, or the key cannot be had.
+
+    ``base_url`` and ``api_key`` are what the command line says; ``engine`` has them, too.
+    """
+    for option, value in (("--base-url", base_url), ("--api-key", api_key)):
+        if value is not None and engine.type != "openai":
+            usage_error(f"{option} is for --engine openai, and the engine is {engine.type}")
+    if engine.type == "openai" and engine.api_key is not None:
+        try:
+            engine.api_key.reveal()
+        except SecretError as error:
+            usage_error(f"the key of the openai engine: {error}")
+
+
+def require_openai() -> None:
+    """End the command if what the openai engine needs is not here."""
+    if importlib.util.find_spec("aiohttp") is None:
+        usage_error(
+            "the openai engine needs aiohttp, which is not installed here: "
+            "pip install 'caption-flow[openai]'"
+        )
 
 
 def require_vllm(models: Iterable[str]) -> None:

@@ -85,7 +85,13 @@ class LocalRun:
             )
         except OSError as error:
             usage_error(f"{for_people(plan.data_dir)} cannot be used: {error.strerror or error}")
-        crew = Crew([], token, plan.gpus, plan.data_dir / "logs", self._tell)
+        crew = Crew(
+            [],
+            {TOKEN_VARIABLE: token, **plan.worker_secrets},
+            plan.gpus,
+            plan.data_dir / "logs",
+            self._tell,
+        )
         leading = asyncio.create_task(leader.run(), name="orchestrator")
         with self._signals(leader):
             working = asyncio.create_task(self._work_to_the_end(leader, leading, crew))
@@ -207,7 +213,7 @@ class LocalRun:
     def _opening(self) -> str:
         plan = self._plan
         models = ", ".join(dict.fromkeys(stage.model for stage in plan.config.recipe().stages))
-        with_what = models if plan.engine == "vllm" else f"the {plan.engine} engine"
+        with_what = models if plan.engine != "synthetic" else f"the {plan.engine} engine"
         what = f"Captioning {for_people(plan.dataset)} with {with_what}: {plan.workers}"
         return f"{what}, logs in {for_people(plan.data_dir / 'logs')}"
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from caption_flow.cli.folders import for_people, refuse_unwritable
@@ -16,13 +16,16 @@ from caption_flow.config.orchestrator import OrchestratorConfig
 class Plan:
     """What one run is to do.
 
-    ``worker_arguments`` are those of ``caption-flow worker`` beside the connection; ``gpus`` has
-    one entry a worker, see `caption_flow.cli.gpus.choose_gpus`.
+    ``server`` is the openai engine's; ``worker_arguments`` are those of ``caption-flow worker``
+    beside the connection, ``worker_secrets`` what goes into its environment; ``gpus`` has one entry
+    a worker, see `caption_flow.cli.gpus.choose_gpus`.
     """
 
     config: OrchestratorConfig
     engine: str
+    server: str | None
     worker_arguments: Sequence[str]
+    worker_secrets: Mapping[str, str] = field(repr=False)
     gpus: Sequence[str | None]
     output: Path | None
     existing: str
@@ -53,6 +56,8 @@ class Plan:
     def workers(self) -> str:
         """How many workers there will be and where they run, for people."""
         count = f"{len(self.gpus)} worker{'s' if len(self.gpus) > 1 else ''}"
+        if self.server is not None:
+            return f"{count}, {self.server}"
         devices = ", ".join(gpu for gpu in self.gpus if gpu)
         return f"{count} on GPU {devices}" if devices else f"{count} on the CPU"
 

@@ -9,15 +9,15 @@ from typing import Annotated, Any, Final
 
 import typer
 
-from caption_flow.cli.configuration import load_or_refuse, worker_section
-from caption_flow.cli.engines import EngineKind, refuse_missing_engine, require_vllm
+from caption_flow.cli.configuration import WorkersOfRun, load_or_refuse, workers_of_run
+from caption_flow.cli.crew import KEY_VARIABLE
+from caption_flow.cli.engines import EngineKind, check_engine, require_openai, require_vllm
 from caption_flow.cli.failures import usage_error
 from caption_flow.cli.gpus import choose_gpus
 from caption_flow.cli.logs import configure_logging
 from caption_flow.cli.plan import Plan
 from caption_flow.config.orchestrator import OrchestratorConfig
 from caption_flow.config.vllm import SYNTHETIC_MODEL
-from caption_flow.config.worker import WorkerConfig
 
 DEFAULT_MODEL: Final = "Qwen/Qwen2.5-VL-3B-Instruct"
 DEFAULT_PROMPT: Final = "Describe this image in detail."
@@ -58,15 +58,16 @@ def run(
         EngineKind | None,
         typer.Option(
             metavar="ENGINE",
-            help="vllm, or synthetic (made up, to try things out); openai is not in this release. "
-            "[default: vllm]",
+            help="vllm, openai (any server with that API), or synthetic (made up, to try things "
+            "out). [default: vllm]",
         ),
     ] = None,
     base_url: Annotated[
-        str | None, typer.Option(metavar="URL", help="Of the openai engine.")
+        str | None,
+        typer.Option(metavar="URL", help="The server of the openai engine: http://HOST:PORT/v1."),
     ] = None,
     api_key: Annotated[
-        str | None, typer.Option(metavar="REF", help="Of the openai engine: env:NAME or file:PATH.")
+        str | None, typer.Option(metavar="REF", help="Its key, if any: env:NAME or file:PATH.")
     ] = None,
     config: Annotated[
         Path | None,
@@ -137,11 +138,10 @@ def run(
     configure_logging("run", verbose=verbose, quiet=True)
     if path is None and config is None:
         usage_error("say what to caption: caption-flow run FOLDER (or --config FILE)")
-    refuse_missing_engine(engine)
-    worker = worker_section(config, engine)
+    workers = workers_of_run(config, _engine_flags(engine, base_url, api_key))
+    check_engine(workers.config.engine, base_url=base_url, api_key=api_key)
     loaded = _configuration(path, prompt, model, config, data_dir)
-    kind = _engine_kind(engine, worker, loaded)
-    refuse_missing_engine(kind)
+    kind = _engine_kind(workers, loaded)
     if kind is EngineKind.SYNTHETIC:
         loaded = _rehearsal(loaded, path if data_dir is None else None)
     recipe = loaded.recipe()
@@ -153,10 +153,12 @@ def run(
     plan = Plan(
         config=loaded,
         engine=str(kind),
+        server=workers.config.engine.base_url if kind is EngineKind.OPENAI else None,
         worker_arguments=_worker_arguments(
-            kind, None if worker is None else config, base_url, api_key, trust_remote_code, verbose
+            kind, workers.path, base_url, api_key, trust_remote_code, verbose
         ),
-        gpus=_gpus(gpus, worker, loaded),
+        worker_secrets=_worker_secrets(workers, api_key),
+        gpus=_gpus(gpus, kind, workers, loaded),
         output=output,
         existing=existing.value,
         export_column=export_column or recipe.stages[-1].output_field,
@@ -181,6 +183,8 @@ def _carry_out(plan: Plan, dry_run_only: bool) -> int:
     plan.check_folders()
     if plan.engine == EngineKind.VLLM:
         require_vllm(stage.model for stage in plan.config.recipe().stages)
+    if plan.engine == EngineKind.OPENAI:
+        require_openai()
 
     from caption_flow.cli.local_run import LocalRun  # noqa: PLC0415
 
@@ -235,23 +239,30 @@ def _rehearsal(config: OrchestratorConfig, path: Path | None) -> OrchestratorCon
     return config.model_copy(update={"vllm": vllm, "storage": storage})
 
 
-def _engine_kind(
-    engine: EngineKind | None, worker: WorkerConfig | None, config: OrchestratorConfig
-) -> EngineKind:
+def _engine_flags(
+    engine: EngineKind | None, base_url: str | None, api_key: str | None
+) -> dict[str, Any]:
+    flags = {"engine.type": engine, "engine.base_url": base_url, "engine.api_key": api_key}
+    return {key: value for key, value in flags.items() if value is not None}
+
+
+def _engine_kind(workers: WorkersOfRun, config: OrchestratorConfig) -> EngineKind:
     if config.mock_results:  # the recipe's wish, which workers follow whatever their engine
         return EngineKind.SYNTHETIC
-    if engine is not None:
-        return engine
-    return EngineKind.VLLM if worker is None else EngineKind(worker.engine.type)
+    return EngineKind(workers.config.engine.type)
 
 
 def _gpus(
-    asked: str | None, worker: WorkerConfig | None, config: OrchestratorConfig
+    asked: str | None, kind: EngineKind, workers: WorkersOfRun, config: OrchestratorConfig
 ) -> list[str | None]:
-    if worker is not None and worker.gpu_id is not None:
+    if kind is EngineKind.OPENAI:
+        if asked is not None:
+            usage_error("--gpus is of no use to --engine openai: the model runs on its server")
+        return [None]
+    if workers.config.gpu_id is not None:
         if asked is not None:
             usage_error("--gpus and worker.gpu_id of the file both say which GPU: drop one")
-        asked = str(worker.gpu_id)
+        asked = str(workers.config.gpu_id)
     stages = config.recipe().stages
     return choose_gpus(asked, max(int(s.engine.get("tensor_parallel_size") or 1) for s in stages))
 
@@ -267,12 +278,19 @@ def _worker_arguments(
     arguments = ["--engine", str(kind)]
     # What the machine's owner put into worker.yaml is for workers started by hand.
     arguments += ["--no-config"] if config is None else ["--config", str(config)]
-    if base_url is not None:
+    if kind is EngineKind.OPENAI and base_url is not None:
         arguments += ["--base-url", base_url]
-    if api_key is not None:
-        arguments += ["--api-key", api_key]
+    if kind is EngineKind.OPENAI and api_key is not None:
+        # What stands on a command line, everybody on this machine can read.
+        arguments += ["--api-key", f"env:{KEY_VARIABLE}"]
     if trust_remote_code:
         arguments.append("--trust-remote-code")
     if verbose:
         arguments.append("--verbose")
     return arguments
+
+
+def _worker_secrets(workers: WorkersOfRun, api_key: str | None) -> dict[str, str]:
+    """Return what workers are told through their environment; a file's key they read there."""
+    key = workers.config.engine.api_key
+    return {} if api_key is None or key is None else {KEY_VARIABLE: key.reveal()}

@@ -7,20 +7,23 @@ import os
 import socket
 import sys
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import structlog
 import typer
 
 from caption_flow.cli.configuration import load_worker_or_refuse
 from caption_flow.cli.crew import PARENT_VARIABLE
-from caption_flow.cli.engines import refuse_missing_engine
+from caption_flow.cli.engines import check_engine, require_openai
 from caption_flow.cli.failures import CommandFailed, usage_error
 from caption_flow.cli.gpus import find_gpu
 from caption_flow.cli.logs import configure_logging
 from caption_flow.config.discovery import find_config
 from caption_flow.config.secret import SecretError
 from caption_flow.config.worker import WorkerConfig
+
+if TYPE_CHECKING:
+    from caption_flow.worker.service import WorkerSettings
 
 log = structlog.get_logger()
 
@@ -49,14 +52,15 @@ def worker(
         str | None,
         typer.Option(
             metavar="ENGINE",
-            help="vllm, or synthetic (made-up texts); openai is not in this release.",
+            help="vllm, openai (any server with that API), or synthetic (made-up texts).",
         ),
     ] = None,
     base_url: Annotated[
-        str | None, typer.Option(metavar="URL", help="Of the openai engine.")
+        str | None,
+        typer.Option(metavar="URL", help="The server of the openai engine: http://HOST:PORT/v1."),
     ] = None,
     api_key: Annotated[
-        str | None, typer.Option(metavar="REF", help="Of the openai engine: env:NAME or file:PATH.")
+        str | None, typer.Option(metavar="REF", help="Its key, if any: env:NAME or file:PATH.")
     ] = None,
     no_verify_ssl: Annotated[
         bool, typer.Option("--no-verify-ssl", help="Do not check the server's certificate.")
@@ -120,7 +124,6 @@ def worker(
     """
     del vllm
     configure_logging("worker", verbose=verbose)
-    refuse_missing_engine(engine)
     path = config if no_config else find_config("worker", config, Path.cwd(), os.environ)
     overrides: dict[str, Any] = {
         key: value
@@ -141,7 +144,9 @@ def worker(
         if value is not None
     }
     loaded = load_worker_or_refuse(path, overrides)
-    refuse_missing_engine(loaded.engine.type)
+    check_engine(loaded.engine, base_url=base_url, api_key=api_key)
+    if loaded.engine.type == "openai":
+        require_openai()
     start(
         loaded,
         model=model or loaded.vllm.model,
@@ -182,25 +187,15 @@ def start(
     # Only now: whatever imports CUDA reads CUDA_VISIBLE_DEVICES once.
     import uvloop  # noqa: PLC0415
 
-    from caption_flow.worker.service import WorkerSettings, run_worker  # noqa: PLC0415
+    from caption_flow.worker.service import run_worker  # noqa: PLC0415
 
-    settings = WorkerSettings(
-        server=config.server,
+    settings = settings_from(
+        config,
         token=token,
-        name=config.name or socket.gethostname(),
-        engine=config.engine.type,
-        engine_settings=(
-            config.vllm.engine_keys() if config.engine.type == "vllm" else config.engine.options
-        ),
         model=model,
         batch_size=batch_size,
-        gpu_id=config.gpu_id,
-        stages=config.stages,
         connect_seconds=connect_seconds,
         trust_remote_code=trust_remote_code,
-        verify_ssl=config.verify_ssl,
-        when_finished=config.when_finished,
-        post_exec_hook=config.post_exec_hook,
         exit_with_parent=exit_with_parent,
     )
     if exit_with_parent and _is_orphan():
@@ -212,6 +207,41 @@ def start(
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
+
+
+def settings_from(
+    config: WorkerConfig,
+    *,
+    token: str,
+    model: str | None,
+    batch_size: int | None,
+    connect_seconds: float,
+    trust_remote_code: bool,
+    exit_with_parent: bool,
+) -> WorkerSettings:
+    """Return what the worker is to do, of its configuration and the command line's options."""
+    from caption_flow.worker.service import WorkerSettings  # noqa: PLC0415 - see `start`
+
+    return WorkerSettings(
+        server=config.server,
+        token=token,
+        name=config.name or socket.gethostname(),
+        engine=config.engine.type,
+        engine_settings=(
+            config.vllm.engine_keys() if config.engine.type == "vllm" else config.engine.options
+        ),
+        model=model,
+        batch_size=batch_size,
+        look_ahead_items=config.readahead_size,
+        gpu_id=config.gpu_id,
+        stages=config.stages,
+        connect_seconds=connect_seconds,
+        trust_remote_code=trust_remote_code,
+        verify_ssl=config.verify_ssl,
+        when_finished=config.when_finished,
+        post_exec_hook=config.post_exec_hook,
+        exit_with_parent=exit_with_parent,
+    )
 
 
 def _is_orphan() -> bool:

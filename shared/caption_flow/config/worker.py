@@ -26,13 +26,34 @@ def _websocket_url(url: str) -> str:
     return url
 
 
+def _server_url(url: str) -> str:
+    try:
+        parts = urlsplit(url)
+        well_formed = parts.scheme in {"http", "https"} and bool(parts.hostname)
+        _, named = parts.port, parts.username is not None
+    except ValueError:
+        well_formed = named = False
+    if not well_formed or "?" in url or "#" in url:
+        raise ValueError("must be an address such as http://127.0.0.1:8000/v1")
+    if named:
+        raise ValueError("has a name or password in it: put what is secret into api_key")
+    return url
+
+
 WebSocketUrl = Annotated[str, AfterValidator(_websocket_url)]
+ServerUrl = Annotated[str, AfterValidator(_server_url)]
 
 
 class EngineConfig(OpenSection):
     """What generates the text. The type alone may stand for the whole section.
 
-    Further keys are the engine's own options, such as `latency_ms` of `synthetic`.
+    Further keys are the engine's own options. Those of `openai`: `requests_in_flight` (64),
+    `request_seconds` (300, for one answer), `connect_seconds` (10), `start_seconds` (20, for a
+    server that is not up yet), `patience_seconds` (300, with one that is away or busy),
+    `retry_seconds` (0.5, before the second try), `image_format` (`jpeg` or `png`) and
+    `jpeg_quality` (95). Those of `synthetic`: `latency_ms`, `latency_jitter`, `tokens`,
+    `fail_rate`, `fail_items`, `die_on`, `empty_on`, `endless_on`, `hang_on`, `load_seconds` and
+    `requests_in_flight`.
     """
 
     neighbours: ClassVar[frozenset[str]] = frozenset()
@@ -41,7 +62,7 @@ class EngineConfig(OpenSection):
         default="vllm",
         description="`vllm`, an OpenAI-compatible server, or `synthetic`: texts made up.",
     )
-    base_url: Text | None = Field(
+    base_url: ServerUrl | None = Field(
         default=None, description="Address of the OpenAI-compatible server, ending in `/v1`."
     )
     api_key: Secret | None = Field(
@@ -51,13 +72,18 @@ class EngineConfig(OpenSection):
     @model_validator(mode="after")
     def _server_is_named(self) -> EngineConfig:
         if self.type == "openai" and self.base_url is None:
-            raise ValueError("type openai needs base_url, such as http://127.0.0.1:8000/v1")
+            raise ValueError(
+                "type openai needs base_url (--base-url), such as http://127.0.0.1:8000/v1"
+            )
         return self
 
     @property
     def options(self) -> dict[str, Any]:
-        """The engine's own options."""
-        return self.extras
+        """The engine's own options, with the server's address and key for one that has a server."""
+        if self.type != "openai":
+            return self.extras
+        key = {} if self.api_key is None else {"api_key": self.api_key}
+        return {**self.extras, "base_url": self.base_url, **key}
 
 
 class WorkerConfig(Section):

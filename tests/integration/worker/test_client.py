@@ -164,6 +164,46 @@ async def test_items_come_back_as_rows_and_the_end_is_an_exit_with_0() -> None:
     assert {row["recipe"] for row in rows} == {"one stage"}
 
 
+async def test_an_owners_look_ahead_bounds_what_is_prepared_ahead_of_the_engine() -> None:
+    engine = ScriptedEngine(width=1)
+    async with (
+        scripted_orchestrator() as orchestrator,
+        worker(orchestrator, engine, look_ahead_items=2),
+    ):
+        peer = await orchestrator.joined(total=8)
+        await peer.grant(1, range(8))
+        await peer.serve_images(IMAGES, until=3)
+        await engine.has_count(1)
+        for _ in range(3):
+            stats = (await peer.expect(Heartbeat)).stats
+        assert stats["in_flight"] == 3, "one in the engine, two ahead of it"
+        assert stats["backlog"] == 5
+
+
+async def test_tokens_and_starvation_are_in_the_heartbeat_and_at_the_end_in_the_log() -> None:
+    async with (
+        scripted_orchestrator() as orchestrator,
+        worker(orchestrator, answering(width=4)) as it,
+    ):
+        peer = await orchestrator.joined(total=3)
+        for _ in range(3):
+            before = (await peer.expect(Heartbeat)).stats
+        await peer.grant(1, [0, 1, 2])
+        await peer.serve_images(IMAGES, until=3)
+        await peer.rows(3)
+        while (stats := (await peer.expect(Heartbeat)).stats)["done"] < 3:
+            pass
+        assert (stats["tokens_in"], stats["tokens_out"]) == (30, 6)
+        assert stats["tokens_per_second"] >= 0
+        assert stats["starved_no_lease"] > before["starved_no_lease"] > 0
+        causes = ("no_lease", "fetch", "decode", "render", "back_pressure")
+        assert stats["starved"] == pytest.approx(sum(stats[f"starved_{one}"] for one in causes))
+        await peer.send(Finished(3, 0))
+        assert await it.exit_code() == 0
+        assert "the engine was starved for " in str(it.logs[-2]["event"])
+        assert ": no lease " in str(it.logs[-2]["event"])
+
+
 async def test_the_same_file_is_read_here_and_any_other_is_asked_for(tmp_path: Path) -> None:
     described = []
     for index in range(4):
@@ -267,7 +307,7 @@ async def test_what_is_given_up_on_a_recall_is_named_and_not_done() -> None:
         peer = await orchestrator.joined()
         await peer.expect(Want)
         await peer.grant(1, list(range(64)))
-        await peer.serve_images(IMAGES, until=9)  # one in the engine, eight loaded ahead of it
+        await peer.serve_images(IMAGES, until=17)  # one in the engine, 16 loaded ahead of it
         await engine.has_prompt("Describe.")
 
         await peer.send(Recall())
@@ -276,7 +316,7 @@ async def test_what_is_given_up_on_a_recall_is_named_and_not_done() -> None:
         assert given == {1: tuple(range(32, 64))}, "half of what is not in the engine"
         engine.reply = lambda _: "a caption"
         engine.answer("Describe.")
-        await peer.serve_images(IMAGES, until=32 - 9)
+        await peer.serve_images(IMAGES, until=32 - 17)
         rows = await peer.rows(32)
         assert [row["item_index"] for row in rows] == list(range(32))
 

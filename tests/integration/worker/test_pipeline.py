@@ -16,6 +16,7 @@ from caption_flow.protocol.messages import ItemDescription, LeaseId
 from caption_flow.protocol.rows import CAPTIONED, PARTIAL, Row, StageStats
 from caption_flow.recipe.stages import Recipe, Stage, build_recipe
 from caption_flow.worker.core.leases import Job
+from caption_flow.worker.core.starvation import Cause
 from caption_flow.worker.engines.base import EngineDied, Request, RequestRefused
 from caption_flow.worker.images.load import ImageError, LoadedImage
 from caption_flow.worker.pipeline import EngineGoneError, Pipeline
@@ -49,9 +50,10 @@ class ListedDesk:
         self.begun: list[int] = []
         self.rows: dict[int, Row] = {}
         self.moved = asyncio.Event()
+        self.is_held_back = False
 
     def next_job(self) -> Job | None:
-        if not self.waiting:
+        if not self.waiting or self.is_held_back:
             return None
         index = self.waiting.popleft()
         self.begun.append(index)
@@ -309,6 +311,21 @@ async def test_an_image_larger_than_the_bound_is_loaded_alone() -> None:
     loader = ScriptedLoader(size=(1000, 1000))
     async with bench(ONE_STAGE, range(3), engine, loader=loader, look_ahead_bytes=1000) as it:
         await it.desk.has_rows(0, 1, 2)
+
+
+async def test_items_between_two_engines_count_as_prepared_ahead() -> None:
+    stages = (
+        Stage("first", "quick", ("{column:n}",), output_field="draft"),
+        Stage("second", "slow", ("again {draft}",), requires=("first",)),
+    )
+    quick = ScriptedEngine(model="quick", width=2, reply=lambda request: request.prompt)
+    slow = ScriptedEngine(model="slow", width=1)
+    async with bench(stages, range(100), quick, slow, look_ahead_items=4) as it:
+        for index in range(20):
+            await slow.has_seen(index + 1)
+            assert it.pipeline.in_flight <= 1 + 2 + 4
+            slow.answer(slow.prompts()[0])
+        assert it.pipeline.tally.failed == 0
 
 
 async def test_a_slow_load_holds_up_nobody_else() -> None:
@@ -636,6 +653,37 @@ async def test_an_innocent_item_that_was_there_twice_is_captioned() -> None:
     async with bench(ONE_STAGE, range(3), engine) as it:
         rows = await it.desk.has_rows(0, 1, 2)
     assert [row.status for row in rows] == ["captioned"] * 3
+
+
+def starved_by(it: Bench) -> set[Cause]:
+    """What the engine is waiting for at this very moment."""
+    before = it.pipeline.gauge.seconds()
+    while (after := it.pipeline.gauge.seconds()) == before and it.pipeline.gauge.is_starved:
+        pass  # the clock's next tick
+    return {cause for cause in Cause if after[cause] > before[cause]}
+
+
+async def test_what_the_engine_waits_for_follows_the_items() -> None:
+    engine, loader = ScriptedEngine(width=2), ScriptedLoader()
+    loader.hold(0, 1)
+    async with bench(ONE_STAGE, [0, 1], engine, loader=loader, look_ahead_items=2) as it:
+        assert starved_by(it) == {Cause.NO_LEASE}
+        await it.desk.has_begun(2)
+        await asyncio.sleep(0)
+        assert starved_by(it) == {Cause.DECODE}
+        loader.release(0)
+        loader.release(1)
+        await engine.has("item 0", "item 1")
+        assert starved_by(it) == set()
+        with engine.seen[0].rendering(), engine.seen[1].rendering():
+            assert starved_by(it) == {Cause.RENDER}
+        engine.answer("item 0")
+        engine.answer("item 1")
+        await it.desk.has_rows(0, 1)
+        it.desk.is_held_back = True
+        it.pipeline.nudge()
+        await asyncio.sleep(0)
+        assert starved_by(it) == {Cause.BACK_PRESSURE}
 
 
 async def test_an_engine_that_always_dies_is_given_up_and_no_item_is_blamed() -> None:

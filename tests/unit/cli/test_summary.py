@@ -21,6 +21,8 @@ def plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Plan:
         "storage.data_dir": "my results",
     }
     return Plan(
+        server=None,
+        worker_secrets={},
         config=load_orchestrator(None, overrides).config,
         engine="vllm",
         worker_arguments=(),

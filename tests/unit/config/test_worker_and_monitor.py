@@ -8,7 +8,9 @@ import pytest
 from caption_flow.config.load import Loaded, load_monitor, load_worker
 from caption_flow.config.problems import ConfigError
 from caption_flow.config.secret import Secret
-from caption_flow.config.worker import WorkerConfig
+from caption_flow.config.worker import EngineConfig, WorkerConfig
+from caption_flow.worker.engines.openai import OpenAIOptions
+from caption_flow.worker.engines.synthetic import SyntheticOptions
 
 
 def worker(**overrides: Any) -> Loaded[WorkerConfig]:
@@ -79,6 +81,46 @@ def test_flags_add_to_an_engine_named_by_its_type(tmp_path: Path) -> None:
 
 def test_an_openai_engine_needs_an_address() -> None:
     assert "engine: type openai needs base_url" in refusal(engine="openai")
+
+
+@pytest.mark.parametrize(
+    "url", ["h:8000/v1", "ws://h/v1", "http://", "http://h:x/v1", "http://h/v1?a=b", "http://[h/v1"]
+)
+def test_a_model_servers_address_is_a_web_address(url: str) -> None:
+    told = refusal(engine={"type": "openai", "base_url": url})
+    assert "engine.base_url: must be an address such as http://127.0.0.1:8000/v1" in told
+
+
+def test_a_password_in_an_address_is_refused_and_not_shown() -> None:
+    told = refusal(engine={"type": "openai", "base_url": "https://me:hush@h/v1"})
+    assert "engine.base_url: has a name or password in it" in told
+    assert "hush" not in told
+
+
+def test_an_engines_options_are_its_own_and_those_of_its_server() -> None:
+    engine = {
+        "type": "openai",
+        "base_url": "http://h/v1",
+        "api_key": "env:K",
+        "image_format": "png",
+    }
+    assert worker(engine=engine).config.engine.options == {
+        "base_url": "http://h/v1",
+        "api_key": Secret("env:K"),
+        "image_format": "png",
+    }
+    without = worker(engine={"type": "openai", "base_url": "http://h/v1"}).config.engine
+    assert without.options == {"base_url": "http://h/v1"}
+    assert worker(engine={"type": "synthetic", "tokens": 3}).config.engine.options == {"tokens": 3}
+
+
+def test_every_option_of_the_engines_is_documented_and_taken() -> None:
+    for kind, options in (("openai", OpenAIOptions), ("synthetic", SyntheticOptions)):
+        given = {name: 1 for name in options.__struct_fields__ if name != "base_url"}
+        section = {"type": kind, "base_url": "http://h/v1", **given}
+        assert worker(engine=section).config.engine.options.keys() >= given.keys()
+        for name in given:
+            assert f"`{name}`" in (EngineConfig.__doc__ or "") or name == "api_key"
 
 
 def test_an_unknown_engine_is_refused_with_the_nearest() -> None:

@@ -4,6 +4,7 @@ import pytest
 
 from caption_flow.worker.engines.base import EngineUnavailable
 from caption_flow.worker.engines.factory import build_engine
+from caption_flow.worker.engines.openai import OpenAIEngine
 from caption_flow.worker.engines.synthetic import SyntheticEngine
 from caption_flow.worker.engines.vllm import VllmEngine
 
@@ -34,10 +35,21 @@ def test_vllm_is_asked_for_a_tenth_more_requests_than_its_batch_is_wide() -> Non
         assert engine.requests_in_flight == requests
 
 
+def test_openai_takes_the_owners_settings_and_ignores_the_recipes_options() -> None:
+    engine = build_engine(
+        "openai",
+        "m",
+        engine_options={"dtype": "float16"},
+        engine_settings={"base_url": "http://h/v1", "requests_in_flight": 3},
+    )
+    assert isinstance(engine, OpenAIEngine)
+    assert engine.requests_in_flight == 3
+    assert engine.model == "m"
+
+
 @pytest.mark.parametrize(
     ("kind", "told"),
     [
-        ("openai", "not in this release"),
         ("vlm", "did you mean 'vllm'"),
         ("?", "choose vllm, openai, synthetic"),
     ],

@@ -117,6 +117,36 @@ async def test_empty_on_answers_nothing_at_all() -> None:
     assert (answer.text, answer.tokens_out) == ("", 0)
 
 
+@pytest.mark.parametrize(("sampling", "words"), [({"max_tokens": 7}, 7), ({}, 256)])
+async def test_endless_on_never_ends_by_itself(sampling: dict[str, Any], words: int) -> None:
+    engine = await started(endless_on=["a1"])
+    answer = await engine.generate(request(A, **sampling))
+    assert (answer.tokens_out, answer.finish_reason) == (words, "length")
+    assert len(answer.text.split()) == words
+    assert (await engine.generate(request(B, max_tokens=40))).finish_reason == "stop"
+
+
+async def test_hang_on_is_never_answered_and_holds_up_no_other() -> None:
+    engine = await started(hang_on=["a1"], latency_ms=1)
+    hanging = asyncio.create_task(engine.generate(request(A)))
+    answers = await asyncio.gather(*(engine.generate(request(B)) for _ in range(20)))
+    assert {answer.text for answer in answers} == {synthetic_caption(B, "Describe it.")}
+    assert not hanging.done()
+    await engine.stop()
+    with pytest.raises(EngineDied):
+        await hanging
+
+
+async def test_a_hanging_request_can_be_cancelled() -> None:
+    engine = await started(hang_on=["a1"])
+    hanging = asyncio.create_task(engine.generate(request(A)))
+    await engine.generate(request(B))
+    hanging.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await hanging
+    assert await engine.generate(request(B))
+
+
 async def test_die_on_takes_everything_in_flight_along() -> None:
     engine = await started(die_on=["b2"], latency_ms=10_000)
     neighbours = [asyncio.create_task(engine.generate(request(A))) for _ in range(3)]

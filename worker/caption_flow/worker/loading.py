@@ -8,12 +8,15 @@ file is gone.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import stat
-from collections.abc import Awaitable, Callable
+import threading
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final, Literal, Protocol
 
 from caption_flow.protocol.messages import ItemDescription
 from caption_flow.worker.core.leases import Job
@@ -34,25 +37,69 @@ class Loader(Protocol):
         ...
 
 
-class ImageLoader:
-    """Reads or fetches, then decodes, in ``threads`` threads of its own."""
+class Activity:
+    """What loading is at right now: how many files are fetched or read, how many are decoded."""
 
-    def __init__(self, fetch: FetchBytes, *, threads: int) -> None:
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._counts: Counter[str] = Counter()
+
+    @property
+    def fetching(self) -> int:
+        """Files that are being read, or sent by the orchestrator."""
+        return self._counts["fetch"]
+
+    @property
+    def decoding(self) -> int:
+        """Files that are being decoded."""
+        return self._counts["decode"]
+
+    @contextlib.contextmanager
+    def at(self, what: Literal["fetch", "decode"]) -> Iterator[None]:
+        """Count one more at this meanwhile; from any thread."""
+        self._add(what, 1)
+        try:
+            yield
+        finally:
+            self._add(what, -1)
+
+    def _add(self, what: str, change: int) -> None:
+        with self._lock:
+            self._counts[what] += change
+
+
+class ImageLoader:
+    """Reads or fetches, then decodes, in ``threads`` threads of its own; tells ``activity``."""
+
+    def __init__(
+        self, fetch: FetchBytes, *, threads: int, activity: Activity | None = None
+    ) -> None:
         self._fetch = fetch
+        self._activity = activity or Activity()
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
 
     async def load(self, job: Job) -> LoadedImage:
         """Return the item's picture. Raises `ImageError`."""
         loop = asyncio.get_running_loop()
-        loaded = await loop.run_in_executor(self._pool, _load_if_same, job.item)
+        loaded = await loop.run_in_executor(self._pool, self._load_if_same, job.item)
         if loaded is None:
-            payload = await self._fetch(job)
-            loaded = await loop.run_in_executor(self._pool, prepare, payload)
+            with self._activity.at("fetch"):
+                payload = await self._fetch(job)
+            loaded = await loop.run_in_executor(self._pool, self._decode, payload)
         return loaded
 
     def close(self) -> None:
         """Stop the threads; what they are at is finished, nothing more is begun."""
         self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def _load_if_same(self, item: ItemDescription) -> LoadedImage | None:
+        with self._activity.at("fetch"):
+            data = read_if_same(item)
+        return None if data is None else self._decode(data)
+
+    def _decode(self, data: bytes) -> LoadedImage:
+        with self._activity.at("decode"):
+            return prepare(data)
 
 
 def read_if_same(item: ItemDescription) -> bytes | None:
@@ -70,8 +117,3 @@ def read_if_same(item: ItemDescription) -> bytes | None:
     except (OSError, ValueError):  # ValueError: a zero byte in the path
         return None
     return data if len(data) == item.size else None
-
-
-def _load_if_same(item: ItemDescription) -> LoadedImage | None:
-    data = read_if_same(item)
-    return None if data is None else prepare(data)

@@ -12,8 +12,10 @@ it twice is tried alone, and one that kills it alone, too, is put aside with the
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import count
 from typing import Final, NoReturn, Protocol
 
@@ -22,7 +24,8 @@ import structlog
 from caption_flow.protocol.rows import FAILED, Row
 from caption_flow.recipe.serving import leg
 from caption_flow.recipe.stages import Recipe, Stage
-from caption_flow.worker.core.leases import Job, Key
+from caption_flow.worker.core.leases import Job, Key, Rate
+from caption_flow.worker.core.starvation import Supply
 from caption_flow.worker.draft import Draft, ItemError
 from caption_flow.worker.engines.base import (
     Completion,
@@ -34,8 +37,9 @@ from caption_flow.worker.engines.base import (
     RequestRefused,
 )
 from caption_flow.worker.gate import Seat
+from caption_flow.worker.gauge import Gauge, Place
 from caption_flow.worker.images.load import ImageError
-from caption_flow.worker.loading import Loader
+from caption_flow.worker.loading import Activity, Loader
 from caption_flow.worker.supervision import SupervisedEngine
 
 log = structlog.get_logger()
@@ -54,6 +58,11 @@ class Desk(Protocol):
 
     def next_job(self) -> Job | None:
         """Begin the next item, or return None: `Pipeline.nudge` tells when to ask again."""
+        ...
+
+    @property
+    def is_held_back(self) -> bool:
+        """Whether there are items which `next_job` does not give, for want of room for rows."""
         ...
 
     def deliver(self, job: Job, row: Row) -> None:
@@ -94,7 +103,10 @@ class Tally:
 
 
 class LookAhead:
-    """How much is being loaded, or loaded and not yet in an engine. Bounded in items and bytes.
+    """How much is being loaded, or loaded and not in an engine. Bounded in items and bytes.
+
+    An item that waits between two stages is in here again: with two engines of different speed, the
+    faster one would else run ahead of the slower with ever more pictures in memory.
 
     What a picture will take is known only when it is decoded; until then it counts as much as
     the pictures before it did on average.
@@ -113,10 +125,11 @@ class LookAhead:
             return True
         return len(self._taken) < self._max_items and self._bytes + self._guess <= self._max_bytes
 
-    def enter(self, age: int) -> None:
-        """Begin to load the item of this age."""
-        self._taken[age] = self._guess
-        self._bytes += self._guess
+    def enter(self, age: int, size_bytes: int | None = None) -> None:
+        """Note that the item of this age is loaded, or waits; idempotent."""
+        if age not in self._taken:
+            self._taken[age] = self._guess if size_bytes is None else size_bytes
+            self._bytes += self._taken[age]
 
     def measure(self, age: int, size_bytes: int) -> None:
         """Note how much memory the item's picture takes."""
@@ -139,6 +152,7 @@ class _Carried:
     recipe: Recipe
     draft: Draft
     seat: Seat
+    size_bytes: int | None = None
     task: asyncio.Task[None] | None = None
     has_entered: bool = False
     """Whether it is, or has been, in an engine."""
@@ -165,6 +179,7 @@ class Pipeline:
         look_ahead_items: int | None = None,
         look_ahead_bytes: int = LOOK_AHEAD_BYTES,
         max_attempts: int = MAX_ATTEMPTS,
+        activity: Activity | None = None,
     ) -> None:
         self._max_attempts = max_attempts
         self._serves = serves
@@ -172,19 +187,26 @@ class Pipeline:
         self._loader = loader
         self._engines = engines
         self.width = sum(engine.gate.capacity for engine in engines.values())
-        items = min(max(self.width, 8), 256) if look_ahead_items is None else look_ahead_items
+        # Loading comes in bursts (a slow disk, a busy processor): two batches wide bridge most.
+        items = min(max(2 * self.width, 16), 256) if look_ahead_items is None else look_ahead_items
         self._look_ahead = LookAhead(max_items=items, max_bytes=look_ahead_bytes)
         self._recipes: dict[str, Recipe] = {}
         self._carried: dict[Key, _Carried] = {}
         self._wake = asyncio.Event()
         self._ages = count()
         self._request_ids = count()
+        self._tokens = Rate()
+        self.gauge = Gauge(engines.values(), activity or Activity())
         self.tally = Tally()
 
     @property
     def in_flight(self) -> int:
         """Items begun whose row is not finished."""
         return len(self._carried)
+
+    def tokens_per_second(self, *, now: float) -> float:
+        """Tokens generated per second, of late."""
+        return self._tokens.per_second(now=now)
 
     def use(self, recipe: Recipe) -> None:
         """Get ready for jobs under this recipe; its models are all among the engines."""
@@ -235,10 +257,21 @@ class Pipeline:
 
     async def _feed(self, tasks: asyncio.TaskGroup) -> NoReturn:
         while True:
-            while self._look_ahead.has_room() and (job := self._desk.next_job()) is not None:
-                self._begin(job, tasks)
+            while (supply := self._begin_next(tasks)) is None:
+                pass
+            self.gauge.supply(supply)
             self._wake.clear()
             await self._wake.wait()
+
+    def _begin_next(self, tasks: asyncio.TaskGroup) -> Supply | None:
+        """Begin an item, or return why none can be begun."""
+        if not self._look_ahead.has_room():
+            return Supply.PLENTY
+        job = self._desk.next_job()
+        if job is None:
+            return Supply.HELD_BACK if self._desk.is_held_back else Supply.NO_LEASE
+        self._begin(job, tasks)
+        return None
 
     def _begin(self, job: Job, tasks: asyncio.TaskGroup) -> None:
         recipe = self._recipes[job.recipe]
@@ -247,6 +280,7 @@ class Pipeline:
         carried = _Carried(job, age, recipe, draft, Seat(age))
         self._carried[job.key] = carried
         self._look_ahead.enter(age)
+        self.gauge.put(age, Place.LOADING, len(recipe.stages[job.stage].prompts))
         carried.task = tasks.create_task(self._carry(carried))
         # Not in a `finally` of the task: one that is cancelled before its first step has none.
         carried.task.add_done_callback(lambda _: self._end(carried))
@@ -254,6 +288,7 @@ class Pipeline:
     def _end(self, carried: _Carried) -> None:
         carried.seat.leave()
         self._look_ahead.leave(carried.age)
+        self.gauge.remove(carried.age)
         if self._carried.get(carried.job.key) is carried:
             del self._carried[carried.job.key]
         self._wake.set()
@@ -285,7 +320,8 @@ class Pipeline:
             loaded = await self._loader.load(carried.job)
             draft.note_image(loaded)
             pixels = loaded.image.pixels
-            self._look_ahead.measure(carried.age, pixels.width * pixels.height * 3)
+            carried.size_bytes = pixels.width * pixels.height * 3
+            self._look_ahead.measure(carried.age, carried.size_bytes)
             for stage in way.stages:
                 await self._run_stage(carried, stage, loaded.image)
         except (ImageError, ItemError) as error:
@@ -301,8 +337,7 @@ class Pipeline:
         while len(answers) < len(prompts):
             deaths = len(carried.deaths)
             slots = engine.slots_for(len(prompts) - len(answers), deaths)
-            await carried.seat.move(engine.gate, slots)
-            self._enter_engine(carried)
+            await self._enter_engine(carried, engine, slots)
             began = loop.time()
             try:
                 await self._ask(carried, stage, image, prompts, answers)
@@ -316,9 +351,13 @@ class Pipeline:
         ordered = [answers[number] for number in range(len(prompts))]
         draft.add(stage, ordered, model=engine.model, seconds=loop.time() - began)
 
-    def _enter_engine(self, carried: _Carried) -> None:
+    async def _enter_engine(self, carried: _Carried, engine: SupervisedEngine, slots: int) -> None:
+        self._look_ahead.enter(carried.age, carried.size_bytes)
+        self.gauge.put(carried.age, Place.READY, slots)
+        await carried.seat.move(engine.gate, slots)
         carried.has_entered = True
         self._look_ahead.leave(carried.age)
+        self.gauge.remove(carried.age)
         self._wake.set()
 
     async def _ask(
@@ -342,10 +381,13 @@ class Pipeline:
 
         async def ask(number: int) -> None:
             name = f"{carried.job.lease}.{carried.job.item.index}.{next(self._request_ids)}"
-            request = Request(name, prompts[number], image, stage.sampling)
-            answers[number] = await engine.ask(request, carried)
+            rendering = partial(self.gauge.rendering, engine)
+            request = Request(name, prompts[number], image, stage.sampling, rendering)
+            answer = answers[number] = await engine.ask(request, carried)
+            self._tokens.note(answer.tokens_out, now=time.monotonic())
             if in_company:
                 carried.seat.shrink()
+                self.gauge.look()
 
         missing = [number for number in range(len(prompts)) if number not in answers]
         if len(missing) == 1:

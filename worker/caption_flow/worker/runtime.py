@@ -65,7 +65,7 @@ from caption_flow.worker.core.session import Session
 from caption_flow.worker.draft import size_of
 from caption_flow.worker.engines.base import Engine, EngineError
 from caption_flow.worker.images.load import ImageError
-from caption_flow.worker.loading import MISSING, ImageLoader
+from caption_flow.worker.loading import MISSING, Activity, ImageLoader
 from caption_flow.worker.pipeline import (
     LOOK_AHEAD_BYTES,
     MAX_ATTEMPTS,
@@ -117,7 +117,8 @@ class Runtime:
         self._session: Session[Row] = Session(hello, leaves_when_finished=leaves_when_finished)
         self._client = Client(address, self)
         threads = self._capacity.decode_threads or min(8, os.cpu_count() or 1)
-        self._loader = ImageLoader(self._fetch, threads=threads)
+        self._activity = Activity()
+        self._loader = ImageLoader(self._fetch, threads=threads, activity=self._activity)
         self._engines: dict[str, SupervisedEngine] = {}
         self._recipes: dict[str, Recipe] = {}
         self._pipeline: Pipeline | None = None
@@ -171,6 +172,10 @@ class Runtime:
             if isinstance(error, Exception):
                 log.warning("engine did not stop well", reason=str(error))
 
+    def starvation(self) -> str:
+        """Return one line for people about the engine's emptiness; empty before it was loaded."""
+        return "" if self._pipeline is None else self._pipeline.gauge.sentence()
+
     def progress(self) -> str:
         """Return the line that people and programs look for: ``step done/total``."""
         done = self._pipeline.tally.done if self._pipeline is not None else 0
@@ -211,6 +216,11 @@ class Runtime:
     def next_job(self) -> Job | None:
         """Begin the next item."""
         return self._session.begin()
+
+    @property
+    def is_held_back(self) -> bool:
+        """Whether items wait for room for their rows."""
+        return self._session.is_held_back
 
     def deliver(self, job: Job, row: Row) -> None:
         """Take the row of an item begun."""
@@ -292,13 +302,17 @@ class Runtime:
             "unacknowledged": self._session.unacknowledged,
         }
         if self._pipeline is not None:
-            tally = self._pipeline.tally
+            tally, now = self._pipeline.tally, time.monotonic()
+            starved = self._pipeline.gauge.seconds()
             stats |= {
                 "width": self._pipeline.width,
                 "done": tally.done,
                 "failed": tally.failed,
                 "tokens_in": tally.tokens_in,
                 "tokens_out": tally.tokens_out,
+                "tokens_per_second": self._pipeline.tokens_per_second(now=now),
+                "starved": sum(starved.values()),
+                **{f"starved_{cause}": seconds for cause, seconds in starved.items()},
             }
         return stats
 
@@ -344,6 +358,7 @@ class Runtime:
                 look_ahead_bytes=self._capacity.look_ahead_bytes,
                 max_attempts=self._max_attempts,
                 serves=self._stages,
+                activity=self._activity,
             )
             for known in self._recipes.values():
                 pipeline.use(known)

@@ -44,8 +44,9 @@ class WorkerSettings:
     """What the worker's owner decides; everything else comes from the orchestrator.
 
     ``engine_settings`` are the engine's own options, laid over the recipe's. ``model`` replaces
-    the recipe's model, if it names only one; ``batch_size`` limits the requests in flight;
-    ``stages`` names those to run, none for all.
+    the recipe's model, if it names only one; ``batch_size`` limits the requests in flight,
+    ``look_ahead_items`` and ``look_ahead_bytes`` what is prepared ahead of the engine. ``stages``
+    names those to run, none for all.
     ``exit_with_parent`` ends the worker with the process that started it.
     """
 
@@ -64,6 +65,7 @@ class WorkerSettings:
     post_exec_hook: str | None = None
     connect_seconds: float = 60.0
     reconnect_seconds: float = 600.0
+    look_ahead_items: int | None = None
     look_ahead_bytes: int = LOOK_AHEAD_BYTES
     restart_backoff_seconds: float = 1.0
     exit_with_parent: bool = False
@@ -128,6 +130,8 @@ def _exit_code(leave: Leave) -> int:
 
 def _last_word(runtime: Runtime, leave: Leave, code: int) -> None:
     """Log the line that programs look for: how far it got, or what went wrong."""
+    if starvation := runtime.starvation():
+        log.info(starvation)
     if leave.outcome is Outcome.FAILED:
         line = f"Error: {' '.join(leave.sentence.split())}"
     elif code != EXIT_OK:
@@ -163,6 +167,7 @@ def _hello(settings: WorkerSettings) -> Hello:
 def _capacity(settings: WorkerSettings) -> Capacity:
     return Capacity(
         max_requests=settings.batch_size,
+        look_ahead_items=settings.look_ahead_items,
         look_ahead_bytes=settings.look_ahead_bytes,
         restart_backoff_seconds=settings.restart_backoff_seconds,
     )

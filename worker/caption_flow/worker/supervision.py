@@ -84,6 +84,11 @@ class SupervisedEngine:
             raise RuntimeError("the engine has not been started")
         return self._gate
 
+    @property
+    def is_up(self) -> bool:
+        """Whether requests are answered now: it is neither being started nor gone."""
+        return self._up.is_set() and self._gone is None
+
     async def start(self) -> None:
         """Load the model. Raises `EngineUnavailable`."""
         await self._engine.start()

@@ -192,18 +192,18 @@ LEAD_SECONDS: Final = 10.0
 
 
 class Rate:
-    """Items per second, of late: an exponentially weighted mean over the last half minute."""
+    """Items, or tokens, per second: an exponentially weighted mean over the last half minute."""
 
     def __init__(self) -> None:
         self._level = 0.0
         self._began: float | None = None
         self._at = 0.0
 
-    def note(self, *, now: float) -> None:
-        """Count one finished item."""
+    def note(self, amount: float = 1.0, *, now: float) -> None:
+        """Count one finished item, or so many of whatever is counted."""
         if self._began is None:
             self._began = self._at = now
-        self._level = self._level * self._fade(now) + 1.0 / RATE_WINDOW_SECONDS
+        self._level = self._level * self._fade(now) + amount / RATE_WINDOW_SECONDS
         self._at = now
 
     def per_second(self, *, now: float) -> float:

@@ -159,6 +159,11 @@ class Session(Generic[R]):
         return self._book.begun
 
     @property
+    def is_held_back(self) -> bool:
+        """Whether items wait that may not be begun, since their rows would find no room."""
+        return self._book.waiting > 0 and self._outbox.room <= self._book.begun
+
+    @property
     def unacknowledged(self) -> int:
         """Finished rows that the orchestrator has not acknowledged."""
         return self._outbox.rows

@@ -7,7 +7,8 @@ is gone (`EngineDied`, nobody's fault among the requests in flight).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -48,12 +49,19 @@ class PreparedImage:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One prompt about one image. ``sampling`` holds the engine's own parameter names."""
+    """One prompt about one image. ``sampling`` holds the engine's own parameter names.
+
+    An engine that renders requests before its batch can take them does so within ``rendering()``,
+    so that the worker can tell what the engine is kept waiting by.
+    """
 
     id: str
     prompt: str
     image: PreparedImage
     sampling: Mapping[str, Any] = field(default_factory=dict)
+    rendering: Callable[[], AbstractContextManager[object]] = field(
+        default=nullcontext, compare=False, repr=False
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +97,7 @@ class Engine(Protocol):
         Raises:
             RequestRefused: this request cannot be answered.
             EngineDied: the engine is gone.
+            EngineUnavailable: no request can be answered here, and starting again would not help.
         """
         ...
 

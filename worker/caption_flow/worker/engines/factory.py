@@ -1,4 +1,4 @@
-"""Building the engine a worker's owner chose. vLLM's is imported only when it is the one."""
+"""Building the engine a worker's owner chose; what only one of them needs is imported for it."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def build_engine(
         kind: one of `ENGINE_KINDS`.
         model: a hub name or a folder.
         engine_options: the recipe's options, in vLLM's names; only ``vllm`` looks at them.
-        engine_settings: the options of the worker's owner: what `SyntheticOptions` names, or
-            vLLM's names, laid over the recipe's and trusted.
+        engine_settings: the options of the worker's owner: what `SyntheticOptions` or
+            `OpenAIOptions` name, or vLLM's names, laid over the recipe's and trusted.
         trust_remote_code: the worker's owner lets the model's own code run on this machine.
 
     Raises:
@@ -46,10 +46,19 @@ def build_engine(
                 trust_remote_code=trust_remote_code,
             )
         case "openai":
-            raise EngineUnavailable(
-                "the engine 'openai' is not in this release yet; use 'vllm' or 'synthetic'"
-            )
+            return _openai_engine(model, engine_settings)
         case _:
             guess = nearest(kind, ENGINE_KINDS)
             hint = f"; did you mean '{guess}'?" if guess else f"; choose {', '.join(ENGINE_KINDS)}"
             raise EngineUnavailable(f"there is no engine '{kind}'{hint}")
+
+
+def _openai_engine(model: str, settings: Mapping[str, Any]) -> Engine:
+    try:
+        from caption_flow.worker.engines.openai import OpenAIEngine  # noqa: PLC0415 - optional
+    except ModuleNotFoundError as error:
+        raise EngineUnavailable(
+            f"the openai engine needs the package '{error.name}', which is not installed here: "
+            "pip install 'caption-flow[openai]'"
+        ) from error
+    return OpenAIEngine(model, settings)

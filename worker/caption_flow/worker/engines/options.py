@@ -1,9 +1,14 @@
-"""Checking option names against what is known: the nearest valid spelling for a wrong one."""
+"""What engines' options have in common: a default, and the nearest spelling for a wrong name."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import Final
+
+DEFAULT_MAX_TOKENS: Final = 256
+"""Longest answer in tokens when a stage names none: engines' own defaults cut every caption, or
+none at all."""
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:

@@ -20,7 +20,7 @@ from caption_flow.worker.engines.base import (
     Request,
     RequestRefused,
 )
-from caption_flow.worker.engines.options import unknown_option
+from caption_flow.worker.engines.options import DEFAULT_MAX_TOKENS, unknown_option
 
 REFUSED: Final = "synthetic_refusal"
 """The ``error_kind`` of items refused on purpose."""
@@ -76,6 +76,10 @@ class SyntheticOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, 
     """Beginnings of content hashes that kill the engine, and with it all that is in flight."""
     empty_on: tuple[str, ...] = ()
     """Beginnings of content hashes that are answered with an empty text."""
+    endless_on: tuple[str, ...] = ()
+    """Beginnings of content hashes whose answer never ends by itself: ``max_tokens`` cuts it."""
+    hang_on: tuple[str, ...] = ()
+    """Beginnings of content hashes that are never answered; the others are meanwhile."""
     load_seconds: NotNegative = 0.0
     """How long `start` takes."""
     requests_in_flight: Positive = 64
@@ -163,32 +167,35 @@ class SyntheticEngine:
         """
         content_hash = request.image.content_hash
         digest = _digest(content_hash, request.prompt)
-        await self._work(digest)
+        await self._work(digest, is_endless=_begins(content_hash, self._options.hang_on))
         options = self._options
-        if options.die_on and content_hash.startswith(options.die_on):
+        if _begins(content_hash, options.die_on):
             self._end(f"the synthetic engine died on picture {content_hash[:8]}, as it was told to")
             raise EngineDied(self._reason)
         if self._is_refused(content_hash):
             raise RequestRefused(REFUSED, f"picture {content_hash[:8]} is refused on purpose")
-        if options.empty_on and content_hash.startswith(options.empty_on):
+        if _begins(content_hash, options.empty_on):
             return Completion("", _count(request.prompt), 0, "stop")
-        text = _compose(content_hash, digest, options.tokens)
-        return _completion(request, text)
+        tokens, limit = options.tokens, request.sampling.get("max_tokens")
+        if _begins(content_hash, options.endless_on):
+            limit = limit or DEFAULT_MAX_TOKENS
+            tokens = limit + 1
+        return _completion(request.prompt, _compose(content_hash, digest, tokens), limit)
 
     async def stop(self) -> None:
         """End; what is in flight raises `EngineDied`."""
         self._end("the synthetic engine was stopped")
 
-    async def _work(self, digest: bytes) -> None:
-        """Let the latency pass.
+    async def _work(self, digest: bytes, *, is_endless: bool) -> None:
+        """Let the latency pass, which may be for ever.
 
         Raises:
             EngineDied: the engine ended before or meanwhile.
         """
         ended = self._ended
         if ended is not None and not ended.is_set():
-            seconds = self._latency_seconds(digest)
-            if not seconds:
+            seconds = None if is_endless else self._latency_seconds(digest)
+            if seconds == 0:
                 await asyncio.sleep(0)  # let others run, as any real engine does
             else:
                 try:
@@ -205,7 +212,7 @@ class SyntheticEngine:
 
     def _is_refused(self, content_hash: str) -> bool:
         options = self._options
-        if options.fail_items and content_hash.startswith(options.fail_items):
+        if _begins(content_hash, options.fail_items):
             return True
         return options.fail_rate > 0 and _share(content_hash) < options.fail_rate
 
@@ -226,6 +233,10 @@ def _parse(options: Mapping[str, Any]) -> SyntheticOptions:
         raise EngineUnavailable(f"synthetic engine: {error}") from error
 
 
+def _begins(content_hash: str, beginnings: tuple[str, ...]) -> bool:
+    return content_hash.startswith(beginnings)
+
+
 def _share(content_hash: str) -> float:
     """Return the hash's place between 0 and 1, evenly spread whatever the hash looks like."""
     digest = hashlib.blake2b(content_hash.encode(), digest_size=8).digest()
@@ -236,11 +247,10 @@ def _count(text: str) -> int:
     return text.count(" ") + 1
 
 
-def _completion(request: Request, text: str) -> Completion:
-    """Return ``text`` cut to ``max_tokens`` words."""
-    limit = request.sampling.get("max_tokens")
+def _completion(prompt: str, text: str, limit: int | None) -> Completion:
+    """Return ``text`` cut to ``limit`` words."""
     words = _count(text)
     if limit is None or words <= limit:
-        return Completion(text, _count(request.prompt), words, "stop")
+        return Completion(text, _count(prompt), words, "stop")
     cut = " ".join(text.split(" ")[:limit])
-    return Completion(cut, _count(request.prompt), limit, "length")
+    return Completion(cut, _count(prompt), limit, "length")

@@ -12,10 +12,11 @@ import asyncio
 import math
 import threading
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any
 
 from PIL import Image
 
+from caption_flow.worker.core.starvation import RESERVE
 from caption_flow.worker.engines import guard
 from caption_flow.worker.engines.base import (
     Completion,
@@ -32,9 +33,6 @@ from caption_flow.worker.engines.vllm_loading import DEFAULT_ENGINE_OPTIONS, Wan
 from caption_flow.worker.engines.vllm_running import Running
 
 __all__ = ["VllmEngine", "check_options"]
-
-_WIDTH_FACTOR: Final = 1.1
-"""More requests than vLLM's batch is wide, so that the next is there when one is finished."""
 
 
 class VllmEngine:
@@ -71,10 +69,10 @@ class VllmEngine:
     def requests_in_flight(self) -> int:
         """1.1 times ``max_num_seqs``: as vLLM settled it once started, as configured before."""
         if self._running is not None:
-            return math.ceil(_WIDTH_FACTOR * self._running.max_num_seqs)
+            return math.ceil(RESERVE * self._running.max_num_seqs)
         options = {**self._wanted.options, **self._wanted.owner_options}
         configured = options.get("max_num_seqs") or DEFAULT_ENGINE_OPTIONS["max_num_seqs"]
-        return math.ceil(_WIDTH_FACTOR * int(configured))
+        return math.ceil(RESERVE * int(configured))
 
     async def start(self) -> None:
         """Load the model and ask it about a grey picture; idempotent while it runs.

@@ -6,19 +6,17 @@ Imports vLLM, which takes seconds, but loads no model.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any
 
 from caption_flow.worker.engines import vllm_interface as interface
 from caption_flow.worker.engines.base import EngineUnavailable
+from caption_flow.worker.engines.options import DEFAULT_MAX_TOKENS
 from caption_flow.worker.engines.vllm_options import (
     CheckedOptions,
     Findings,
     check_engine_names,
     check_sampling_names,
 )
-
-DEFAULT_MAX_TOKENS: Final = 256
-"""Longest answer in tokens when a stage names none; vLLM's own default, 16, cuts every caption."""
 
 
 def check_options(

@@ -11,9 +11,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
-PROMPT_TOO_LONG: Final = "prompt_too_long"
-IMAGE_REJECTED: Final = "image_rejected"
-ENGINE_REJECTED: Final = "engine_rejected"
+from caption_flow.worker.engines.refusals import (
+    ENGINE_REJECTED,
+    IMAGE_REJECTED,
+    PROMPT_TOO_LONG,
+    kind_of_refusal,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,11 +62,17 @@ def refusal(error: BaseException) -> tuple[str, str]:
     """Return ``error_kind`` and sentence for a request that vLLM rejects with ``error``."""
     text = " | ".join(str(link) for link in chain(error))
     sentence = _shortened(_PARAMETER.sub("", first_line(_cause(error))))
-    if _TOO_LONG.search(text):
-        return PROMPT_TOO_LONG, f"the prompt is too long for the model: {sentence}"
-    if _ABOUT_IMAGE.search(text) or isinstance(error, OSError):
-        return IMAGE_REJECTED, f"the model's image processor rejects the picture: {sentence}"
-    return ENGINE_REJECTED, f"vLLM rejects the request: {sentence}"
+    kind = kind_of_refusal(text)
+    if kind == ENGINE_REJECTED and isinstance(error, OSError):
+        kind = IMAGE_REJECTED
+    return kind, f"{_REFUSALS[kind]}: {sentence}"
+
+
+_REFUSALS: Final = {
+    PROMPT_TOO_LONG: "the prompt is too long for the model",
+    IMAGE_REJECTED: "the model's image processor rejects the picture",
+    ENGINE_REJECTED: "vLLM rejects the request",
+}
 
 
 def _cause(error: BaseException) -> BaseException:
@@ -74,15 +83,6 @@ def _cause(error: BaseException) -> BaseException:
 
 
 _PARAMETER: Final = re.compile(r" \(parameter=.*\)$")
-_TOO_LONG: Final = re.compile(
-    r"longer than the maximum|maximum (context|model) length|max_model_len|max_total_tokens"
-    r"|too (long|large).*tokens|exceeds? the .*(context|length)",
-    re.IGNORECASE,
-)
-_ABOUT_IMAGE: Final = re.compile(
-    r"aspect.ratio|image|pixel|picture|multi-?modal|mm_|placeholder", re.IGNORECASE
-)
-
 
 # --------------------------------------------------------------------------- loading
 

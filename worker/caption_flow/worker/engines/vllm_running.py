@@ -20,15 +20,10 @@ from caption_flow.worker.engines.base import (
     Request,
     RequestRefused,
 )
+from caption_flow.worker.engines.refusals import ENGINE_REJECTED, PROMPT_TOO_LONG
 from caption_flow.worker.engines.vllm_checks import check_sampling
 from caption_flow.worker.engines.vllm_environment import FailureLog
-from caption_flow.worker.engines.vllm_failures import (
-    ENGINE_REJECTED,
-    PROMPT_TOO_LONG,
-    chain,
-    explain_death,
-    refusal,
-)
+from caption_flow.worker.engines.vllm_failures import chain, explain_death, refusal
 
 log = structlog.get_logger()
 
@@ -86,7 +81,8 @@ class Running:
         return completion
 
     async def _attempt(self, request: Request, params: Any, image_name: str) -> Completion:
-        prompt = await self._render(request, image_name)
+        with request.rendering():
+            prompt = await self._render(request, image_name)
         self._check_length(prompt, params)
         return _completion(await self._generate(request, prompt, params))
 
