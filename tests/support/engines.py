@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from PIL import Image
@@ -50,6 +50,10 @@ class ScriptedEngine:
         self.start_gate: asyncio.Event | None = None
         self._moved = asyncio.Event()
         self._is_up = False
+        self.expected: list[Mapping[str, Any]] = []
+
+    def expect(self, samplings: Sequence[Mapping[str, Any]]) -> None:
+        self.expected = list(samplings)
 
     async def start(self) -> None:
         self.starts += 1

@@ -105,7 +105,9 @@ def _own_keys_first(section: type[Section]) -> list[tuple[str, FieldInfo]]:
 def _described_before(name: str, key: str) -> bool:
     """Tell whether the section has the keys of one whose table stands already."""
     same = {"orchestrator.auth": ("monitor_tokens", "admin_tokens")}
-    return key in same.get(name, ()) or (name.endswith("stages[]") and key == "sampling")
+    return key in same.get(name, ()) or (
+        name.rsplit(".", maxsplit=1)[-1] in {"stages[]", "retry"} and key in {"sampling", "quality"}
+    )
 
 
 def _plain(docstring: str | None) -> str:
@@ -147,7 +149,8 @@ def _type_name(annotation: Any) -> str:
     if origin in (Union, types.UnionType):
         return " or ".join(_type_name(one) for one in arguments)
     if origin is tuple:
-        return f"list of {_type_name(arguments[0])}s"
+        one = _type_name(arguments[0])
+        return f"list of {one}" if get_origin(arguments[0]) is Literal else f"list of {one}s"
     if section_of(annotation) is not None:
         return "section"
     return _TYPE_NAMES.get(origin or annotation, str(annotation))

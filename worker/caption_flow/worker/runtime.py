@@ -282,6 +282,7 @@ class Runtime:
                 "tokens_in": tally.tokens_in,
                 "tokens_out": tally.tokens_out,
             }
+            stats |= {f"flagged_{flag}": number for flag, number in tally.flags.items()}
         return stats
 
     def _end(self, leave: Leave) -> None:
@@ -339,6 +340,9 @@ class Runtime:
                 backoff_seconds=self._capacity.restart_backoff_seconds,
             )
         for model, engine in self._engines.items():
+            engine.expect(
+                [s for stage in recipe.stages if stage.model == model for s in stage.samplings()]
+            )
             log.info("loading the engine", model=model)
             began = time.monotonic()
             await engine.start()

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import math
-from typing import Final, Protocol
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, Protocol
 
 import structlog
 from PIL import Image
@@ -83,6 +84,10 @@ class SupervisedEngine:
         if self._gate is None:
             raise RuntimeError("the engine has not been started")
         return self._gate
+
+    def expect(self, samplings: Sequence[Mapping[str, Any]]) -> None:
+        """See `Engine.expect`."""
+        self._engine.expect(samplings)
 
     async def start(self) -> None:
         """Load the model. Raises `EngineUnavailable`."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import importlib
 import io
 import math
 import warnings
@@ -126,7 +127,17 @@ def _keep_pillow_quiet(max_pixels_in: int) -> None:
 @functools.cache
 def _formats() -> tuple[str, ...]:
     Image.init()
+    _add_heif()
     return tuple(name for name in Image.ID if name not in _NEVER_OPENED)
+
+
+def _add_heif() -> None:
+    """Teach Pillow HEIC, the format of Apple's photographs, where the extra `heic` is installed."""
+    try:
+        pillow_heif = importlib.import_module("pillow_heif")
+    except ImportError:
+        return
+    pillow_heif.register_heif_opener()
 
 
 def _load(data: bytes, max_pixels_in: int, max_pixels_out: int | None) -> LoadedImage:
