@@ -59,11 +59,13 @@ def _loops_from(text: str, start: int) -> bool:
     return False
 
 
-_DECLINE: Final = r"(?:cannot|can't|can not|am unable|'m unable|am not able|'m not able|won't)"
+_DECLINE: Final = (
+    r"(?:cannot|can't|can\ not|am\ unable|'m\ unable|am\ not\ able|'m\ not\ able|won't)"
+)
 _SERVICE: Final = (
     r"(?:assist|help|comply|fulfil?l|provide|generate|create|engage|discuss|answer|respond|continue"
-    r"|do that|process|describe (?:this|the|that|these) (?:image|picture|photo)"
-    r"|(?:see|view|open|access|analy[sz]e|display) (?:the |this |that |any |an? )?"
+    r"|do\ that|process|describe\ (?:this|the|that|these)\ (?:image|picture|photo)"
+    r"|(?:see|view|open|access|analy[sz]e|display)\ (?:the\ |this\ |that\ |any\ |an?\ )?"
     r"(?:image|picture|photo|file|attachment|content))"
 )
 _REFUSAL: Final = re.compile(

@@ -268,6 +268,10 @@ def _diagnose(error: Exception, data: bytes) -> ImageError:
         return ImageError(TOO_LARGE, f"the picture is too large to decode ({_first_line(error)})")
     if _is_cut_off(data) or "truncated" in str(error).lower():
         return ImageError(TRUNCATED, f"the file ends too early, after {len(data):,} bytes")
+    if isinstance(error, UnidentifiedImageError) and _is_heic(data) and "HEIF" not in _formats():
+        return ImageError(
+            UNRECOGNISED, "the file is HEIC: the worker needs `pip install 'caption-flow[heic]'`"
+        )
     if isinstance(error, UnidentifiedImageError) and _signature(data) is None:
         return ImageError(
             UNRECOGNISED, f"the file is not a picture that can be read; it begins {data[:16]!r}"
@@ -292,6 +296,10 @@ def _signature(data: bytes) -> str | None:
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         return "WEBP"
     return None
+
+
+def _is_heic(data: bytes) -> bool:
+    return data[4:8] == b"ftyp" and data[8:12] in {b"heic", b"heix", b"hevc", b"heim", b"mif1"}
 
 
 def _is_cut_off(data: bytes) -> bool:
