@@ -57,6 +57,7 @@ class ScriptedEngine:
         """By prompt: the size to which the engine says it shrank the picture."""
 
     def expect(self, samplings: Sequence[Mapping[str, Any]]) -> None:
+        assert not self._is_up, "it is to know before it starts"
         self.expected = list(samplings)
 
     async def start(self) -> None:

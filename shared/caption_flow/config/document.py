@@ -55,6 +55,28 @@ environment and `file:PATH` from a file, when they are needed. They are never sh
 
 Lists are joined by ", "; a missing or null column leaves nothing. Other braces are text. A stage
 runs after those it requires and those whose fields its prompts refer to.
+
+**Structured output** makes answers that programs can use: a stage may have a `json_schema`, a
+`choice` of texts, or a `regex`. The engine then writes nothing else, and every answer is checked.
+
+```yaml
+stages:
+  - name: facts
+    prompts: [Title and tag this image.]
+    output_field: facts
+    json_schema:
+      type: object
+      properties:
+        title: {type: string, maxLength: 80}
+        tags: {type: array, items: {type: string}, maxItems: 10}
+      required: [title, tags]
+    columns: [title, tags]
+  - name: caption
+    prompts: ["Describe this image, titled {title}. Mention {tags}."]
+```
+
+`facts` holds the JSON text; `title` and `tags` are columns of their own, in Parquet and in exports,
+with one text for each entry of a list, and none where the key is missing or null.
 """
 
 _SECTIONS: Final[Mapping[str, type[Section]]] = {

@@ -32,6 +32,7 @@ from caption_flow.protocol.messages import (
     ItemDescription,
     OrchestratorMessage,
     Problem,
+    QualitySpec,
     RecipeChanged,
     RecipeSpec,
     Release,
@@ -160,6 +161,17 @@ async def test_items_come_back_as_rows_and_the_end_is_an_exit_with_0() -> None:
     assert [row["captions"] for row in rows] == [["a caption"]] * 3
     assert {row["status"] for row in rows} == {"captioned"}
     assert {row["recipe"] for row in rows} == {"one stage"}
+
+
+async def test_the_engine_hears_before_it_starts_how_requests_will_come() -> None:
+    engine = answering()
+    retry = QualitySpec(("length",), 1, ("length",), {"temperature": 1.0})
+    stage = StageSpec("s", "m", ("p",), "captions", sampling={"top_p": 0.5}, quality=retry)
+    recipe = RecipeSpec(stages=(stage,), fingerprint="f")
+    async with scripted_orchestrator() as orchestrator, worker(orchestrator, engine):
+        peer = await orchestrator.joined(recipe=recipe)
+        await peer.expect(Want)
+        assert engine.expected == [{"top_p": 0.5}, {"top_p": 0.5, "temperature": 1.0}]
 
 
 async def test_the_same_file_is_read_here_and_any_other_is_asked_for(tmp_path: Path) -> None:

@@ -112,7 +112,7 @@ def test_columns_are_texts_and_lists_are_several() -> None:
 
 
 def test_what_is_no_text_stays_json() -> None:
-    schema = {"properties": {"box": {}, "sure": {}}}
+    schema: dict[str, Any] = {"properties": {"box": {}, "sure": {}}}
     structure = Structure(schema, columns=("box", "sure"))
     assert structure.read('{"box": [{"x": 1}, {"x": "ö"}], "sure": true}') == {
         "box": ('{"x": 1}', '{"x": "ö"}'),
