@@ -123,12 +123,42 @@ def _regex_problem(regex: str) -> str | None:
 def _schema_problem(schema: Mapping[str, Any]) -> str | None:
     if not schema:
         return "is empty, and would allow anything"
-    validator = _validator_of(schema)
-    problem = _first_error(validator(validator.META_SCHEMA), schema)
-    return f"is not a JSON schema: {problem}" if problem else None
+    kind = _kind_of(schema)
+    if problem := _first_error(kind(kind.META_SCHEMA), schema):
+        return f"is not a JSON schema: {problem}"
+    for reference in _references(schema):
+        # Also so that no schema makes a worker fetch an address.
+        if not _resolves(schema, reference):
+            return f"has a $ref that leads nowhere within it: {reference!r}"
+    return None
 
 
-def _validator_of(schema: Mapping[str, Any]) -> type[Validator]:
+def _references(schema: Any) -> Iterator[str]:
+    match schema:
+        case Mapping():
+            for key, value in schema.items():
+                if key in {"$ref", "$dynamicRef"} and isinstance(value, str):
+                    yield value
+                else:
+                    yield from _references(value)
+        case list():
+            for one in schema:
+                yield from _references(one)
+
+
+def _resolves(schema: Any, reference: str) -> bool:
+    """Tell whether a reference is a path within the schema (RFC 6901) that exists."""
+    if reference != "#" and not reference.startswith("#/"):
+        return False
+    for step in reference.split("/")[1:]:
+        name = step.replace("~1", "/").replace("~0", "~")
+        if not isinstance(schema, Mapping) or name not in schema:
+            return False
+        schema = schema[name]
+    return True
+
+
+def _kind_of(schema: Mapping[str, Any]) -> type[Validator]:
     from jsonschema.validators import Draft202012Validator, validator_for  # noqa: PLC0415 - slow
 
     return validator_for(schema, default=Draft202012Validator)
@@ -152,7 +182,7 @@ def _read_json(
         value = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise StructureBroken(f"is not valid JSON ({error})") from error
-    if problem := _first_error(_validator_of(schema)(schema), value):
+    if problem := _first_error(_kind_of(schema)(schema), value):
         raise StructureBroken(f"does not fit the json_schema: {problem}")
     found = value if isinstance(value, dict) else {}
     return {name: _texts(found.get(name)) for name in columns}

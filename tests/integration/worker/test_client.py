@@ -164,14 +164,16 @@ async def test_items_come_back_as_rows_and_the_end_is_an_exit_with_0() -> None:
 
 
 async def test_the_engine_hears_before_it_starts_how_requests_will_come() -> None:
-    engine = answering()
+    engine, other = answering(), answering(model="other")
     retry = QualitySpec(("length",), 1, ("length",), {"temperature": 1.0})
     stage = StageSpec("s", "m", ("p",), "captions", sampling={"top_p": 0.5}, quality=retry)
-    recipe = RecipeSpec(stages=(stage,), fingerprint="f")
-    async with scripted_orchestrator() as orchestrator, worker(orchestrator, engine):
+    last = StageSpec("t", "other", ("p",), "captions", sampling={"top_k": 3})
+    recipe = RecipeSpec(stages=(stage, last), fingerprint="f")
+    async with scripted_orchestrator() as orchestrator, worker(orchestrator, engine, other):
         peer = await orchestrator.joined(recipe=recipe)
         await peer.expect(Want)
         assert engine.expected == [{"top_p": 0.5}, {"top_p": 0.5, "temperature": 1.0}]
+        assert other.expected == [{"top_k": 3}]
 
 
 async def test_the_same_file_is_read_here_and_any_other_is_asked_for(tmp_path: Path) -> None:

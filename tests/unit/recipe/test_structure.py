@@ -44,6 +44,8 @@ def problems(structure: Structure, **stage: Any) -> list[str]:
         (Structure({"type": "objekt"}), "json_schema: is not a JSON schema: type: 'objekt'"),
         (Structure({"properties": {"a": {"type": 7}}}), "properties.a.type"),
         (Structure({}), "json_schema: is empty"),
+        (Structure({"$ref": "http://127.0.0.1:9/s.json"}), "$ref that leads nowhere within it"),
+        (Structure({"items": [{"$ref": "#/$defs/a"}]}), "'#/$defs/a'"),
         (Structure(regex="(a"), "regex: is not a regular expression"),
         (Structure(choice=("a", "b", "a")), "choice[2]: 'a' stands there twice"),
         (Structure(choice=("a", " ")), "choice[1]: is empty"),
@@ -118,6 +120,14 @@ def test_what_is_no_text_stays_json() -> None:
         "box": ('{"x": 1}', '{"x": "ö"}'),
         "sure": ("true",),
     }
+
+
+def test_a_schema_may_refer_to_its_own_parts() -> None:
+    schema = {"$defs": {"a/b": {"enum": [1]}}, "properties": {"n": {"$ref": "#/$defs/a~1b"}}}
+    build_recipe([replace(FACTS, structure=Structure(schema, columns=("n",)))])
+    assert Structure(schema, columns=("n",)).read('{"n": 1}') == {"n": ("1",)}
+    with pytest.raises(StructureBroken, match="n: 2 is not one of"):
+        Structure(schema).read('{"n": 2}')
 
 
 def test_choices_and_patterns_are_met_as_a_whole() -> None:

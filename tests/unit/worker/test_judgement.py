@@ -96,6 +96,12 @@ def test_a_loop_is_flagged_wherever_it_is(text: str) -> None:
     assert is_loop(text)
 
 
+def test_a_loop_is_seen_through_what_repeats_within_one_turn() -> None:
+    twice = "the quick brown fox jumps over the dog, " * 2
+    assert is_loop((twice + "a lazy cat; ") * 4 + "the")
+    assert not is_loop((twice + "a lazy cat; ") * 3)
+
+
 def test_judging_takes_linear_time() -> None:
     def seconds(text: str) -> float:
         began = time.perf_counter()
@@ -128,6 +134,13 @@ def test_a_text_that_many_other_pictures_have_is_flagged() -> None:
 def test_copies_of_one_picture_may_have_one_text() -> None:
     seen = SeenTexts()
     assert not any(seen.is_common("s", SAME, "the same image") for _ in range(50))
+
+
+def test_a_picture_is_not_among_the_others_it_is_compared_with() -> None:
+    seen = SeenTexts()
+    for number in range(DUPLICATE_IMAGES):
+        seen.is_common("s", SAME, f"image {number}")
+    assert not seen.is_common("s", SAME, "image 0"), "four others had it"
 
 
 def test_short_texts_may_come_again_and_again() -> None:

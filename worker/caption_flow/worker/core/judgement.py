@@ -33,8 +33,8 @@ def is_loop(text: str) -> bool:
     """Tell whether somewhere in the text one piece follows itself again and again.
 
     Never true unless a piece of at most `MAX_LOOP_UNIT_CHARACTERS` comes `MIN_LOOP_TURNS` times in
-    a row, over `MIN_LOOP_CHARACTERS`; always true if that goes on for `_ANCHOR_STRIDE` characters
-    more. White space and capitals don't count. Time is linear in the text.
+    a row, over `MIN_LOOP_CHARACTERS`; where that goes on, as loops do, it is soon found. White
+    space and capitals don't count. Time is linear in the text.
     """
     text = " ".join(text.casefold().split())
     last = len(text) - MIN_LOOP_CHARACTERS
