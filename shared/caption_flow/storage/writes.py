@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from sqlite3 import Connection
 from typing import Any
@@ -22,8 +23,9 @@ from caption_flow.protocol.rows import (
     encode_batch,
     encode_rows,
 )
+from caption_flow.recipe.quality import FLAGS
 from caption_flow.storage.database import pack_ranges, write_meta
-from caption_flow.storage.parts import Part, count_rows
+from caption_flow.storage.parts import Part, count_flags, count_rows
 from caption_flow.storage.ranges import ranges_of
 from caption_flow.storage.reopen import record_part
 
@@ -38,7 +40,8 @@ class CommitRows:
     """Store the accepted rows of a worker's batch.
 
     ``items`` is what the message said the rows are; ``accepted`` are the positions that count.
-    After `prepare`, ``counts`` says how many are captioned or failed, by kind.
+    In ``optional_fields`` a captioned row may have no text. After `prepare`, ``counts`` says how
+    many are captioned or failed, by kind, and ``flags`` how many have each flag.
     """
 
     shard: str
@@ -49,7 +52,9 @@ class CommitRows:
     output_fields: tuple[str, ...]
     contributor: str
     worker: str
+    optional_fields: frozenset[str] = frozenset()
     counts: dict[str, int] = field(default_factory=dict)
+    flags: Counter[str] = field(default_factory=Counter)
 
     def prepare(self) -> None:
         """Validate the rows and drop those that are not accepted; raises `ProtocolError`."""
@@ -62,7 +67,8 @@ class CommitRows:
             rows = rows.take(pa.array(self.accepted))
             self.payload = encode_batch(rows)
         self.counts = count_rows(rows)
-        _check_states(rows, self.output_fields)
+        self.flags = count_flags(rows)
+        _check_states(rows, self.output_fields, self.optional_fields)
 
     def apply(self, connection: Connection) -> None:
         """Insert the batch; nothing when no row is accepted."""
@@ -84,7 +90,9 @@ class CommitRows:
         )
 
 
-def _check_states(rows: pa.RecordBatch, output_fields: Sequence[str]) -> None:
+def _check_states(
+    rows: pa.RecordBatch, output_fields: Sequence[str], optional: Container[str]
+) -> None:
     """Raise `ProtocolError` unless each row is captioned with texts, or failed with a reason."""
     status = rows.column("status")
     captioned = pc.equal(status, CAPTIONED)
@@ -93,9 +101,13 @@ def _check_states(rows: pa.RecordBatch, output_fields: Sequence[str]) -> None:
         raise ProtocolError("a result row's status is neither captioned nor failed")
     if not pc.all(pc.equal(pc.is_valid(rows.column("error_kind")), failed)).as_py():
         raise ProtocolError("a result row has a reason to fail and has not failed, or none and has")
+    known = pc.is_in(pc.list_flatten(rows.column("flags")), value_set=pa.array(FLAGS))
+    if not pc.all(known, min_count=0).as_py():
+        raise ProtocolError(f"a result row has a flag that is none of {', '.join(FLAGS)}")
     for name in output_fields:
         texts = rows.column(name).filter(captioned)
-        empty = pc.less(pc.fill_null(pc.list_value_length(texts), 0), 1)
+        fewest = 0 if name in optional else 1
+        empty = pc.less(pc.fill_null(pc.list_value_length(texts), -1), fewest)
         if pc.any(empty).as_py() or pc.list_flatten(texts).null_count:
             raise ProtocolError(f"a captioned result row has no text in {name}")
 

@@ -32,6 +32,7 @@ from caption_flow.protocol.messages import (
     ItemDescription,
     OrchestratorMessage,
     Problem,
+    QualitySpec,
     Recall,
     Recalled,
     RecipeChanged,
@@ -202,6 +203,19 @@ async def test_tokens_and_starvation_are_in_the_heartbeat_and_at_the_end_in_the_
         assert await it.exit_code() == 0
         assert "the engine was starved for " in str(it.logs[-2]["event"])
         assert ": no lease " in str(it.logs[-2]["event"])
+
+
+async def test_the_engine_hears_before_it_starts_how_requests_will_come() -> None:
+    engine, other = answering(), answering(model="other")
+    retry = QualitySpec(("length",), 1, ("length",), {"temperature": 1.0})
+    stage = StageSpec("s", "m", ("p",), "captions", sampling={"top_p": 0.5}, quality=retry)
+    last = StageSpec("t", "other", ("p",), "captions", sampling={"top_k": 3})
+    recipe = RecipeSpec(stages=(stage, last), fingerprint="f")
+    async with scripted_orchestrator() as orchestrator, worker(orchestrator, engine, other):
+        peer = await orchestrator.joined(recipe=recipe)
+        await peer.expect(Want)
+        assert engine.expected == [{"top_p": 0.5}, {"top_p": 0.5, "temperature": 1.0}]
+        assert other.expected == [{"top_k": 3}]
 
 
 async def test_the_same_file_is_read_here_and_any_other_is_asked_for(tmp_path: Path) -> None:

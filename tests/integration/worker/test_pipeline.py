@@ -8,13 +8,16 @@ import gc
 import weakref
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from caption_flow.protocol.messages import ItemDescription, LeaseId
 from caption_flow.protocol.rows import Row, StageStats
+from caption_flow.recipe.quality import Quality, Retry
 from caption_flow.recipe.stages import Recipe, Stage, build_recipe
+from caption_flow.recipe.structure import Structure
 from caption_flow.worker.core.leases import Job
 from caption_flow.worker.core.starvation import Cause
 from caption_flow.worker.engines.base import EngineDied, Request, RequestRefused
@@ -702,3 +705,122 @@ async def test_refusals_beside_a_dying_engine_do_not_count_as_life() -> None:
         with pytest.raises(EngineGoneError):
             async with asyncio.timeout(PATIENCE_SECONDS):
                 await it.running
+
+
+# --------------------------------------------------------------------------- form and quality
+
+SCHEMA = {"properties": {"title": {"type": "string"}, "tags": {"type": "array"}}}
+FACTS = Stage(
+    "facts",
+    "m",
+    ("{column:n}",),
+    output_field="facts",
+    structure=Structure(SCHEMA, columns=("title", "tags")),
+)
+
+
+async def row_of(stages: Iterable[Stage], *replies: str | tuple[str, str]) -> tuple[Row, list[Any]]:
+    """Return an item's row when the engine gives these answers (and reasons), one by one."""
+    engine = ScriptedEngine(reply=lambda _: texts[len(engine.seen) - 1])
+    texts = [reply if isinstance(reply, str) else reply[0] for reply in replies]
+    engine.finish_reasons = [None if isinstance(r, str) else r[1] for r in replies]
+    async with bench(stages, [0], engine) as it:
+        (row,) = await it.desk.has_rows(0)
+    assert len(engine.seen) == len(replies)
+    return row, engine.seen
+
+
+async def test_columns_of_a_json_answer_are_fields_and_later_prompts_have_them() -> None:
+    later = Stage("use", "m", ("{title} with {tags}",))
+    text = '{"title": "Dawn", "tags": ["sky", "sea"]}'
+    row, seen = await row_of([FACTS, later], text, "a caption")
+    assert row.outputs == {
+        "facts": [text],
+        "title": ["Dawn"],
+        "tags": ["sky", "sea"],
+        "captions": ["a caption"],
+    }
+    assert seen[0].sampling["structured_outputs"] == {"json": SCHEMA}
+    assert "structured_outputs" not in seen[1].sampling
+    assert seen[1].prompt == "Dawn with sky, sea"
+
+
+async def test_json_that_was_cut_off_is_a_typed_failure_that_says_why() -> None:
+    row, _ = await row_of([FACTS], ('{"title": "Da', "length"))
+    assert (row.status, row.error_kind) == ("failed", "invalid_json")
+    assert row.error is not None
+    assert "stage 'facts'" in row.error
+    assert "raise max_tokens" in row.error
+    assert row.flags == ("length",)
+
+
+async def test_an_answer_that_is_no_choice_is_a_typed_failure() -> None:
+    stage = Stage("kind", "m", ("?",), structure=Structure(choice=("photo", "drawing")))
+    row, _ = await row_of([stage], "phot")
+    assert (row.status, row.error_kind) == ("failed", "invalid_answer")
+    row, _ = await row_of([stage], "photo")
+    assert row.outputs == {"captions": ["photo"]}
+
+
+async def test_flags_are_in_the_row_and_the_text_is_as_it_was() -> None:
+    refusal = "I'm sorry, but I cannot assist with that."
+    row, _ = await row_of(TWO_STAGES, "A cat. " * 40, (refusal, "length"))
+    assert row.outputs == {"draft": [("A cat. " * 40).strip()], "captions": [refusal]}
+    assert row.status == "captioned"
+    assert row.flags == ("length", "repetition", "refusal")
+
+
+async def test_only_the_flags_asked_for_are_given() -> None:
+    stage = replace(ONE_STAGE[0], quality=Quality(flags=("length",)))
+    row, _ = await row_of([stage], "A cat. " * 40)
+    assert row.flags == ()
+
+
+async def test_an_empty_answer_is_flagged_and_failed() -> None:
+    row, _ = await row_of(ONE_STAGE, " ")
+    assert (row.error_kind, row.flags) == ("empty_caption", ("empty",))
+
+
+RETRY = Retry(2, flags=("empty", "repetition"), sampling={"temperature": 1.0})
+RETRYING = replace(ONE_STAGE[0], sampling={"top_p": 0.5}, quality=Quality(retry=RETRY))
+
+
+async def test_a_flagged_answer_is_asked_for_again_with_other_sampling() -> None:
+    row, seen = await row_of([RETRYING], "", "a caption")
+    assert row.outputs == {"captions": ["a caption"]}
+    assert row.flags == ()
+    assert [request.sampling for request in seen] == [
+        {"top_p": 0.5},
+        {"top_p": 0.5, "temperature": 1.0},
+    ]
+    (stats,) = row.stage_stats
+    assert stats.tokens_in == 20, "both attempts cost something"
+
+
+async def test_attempts_end_and_the_first_of_the_best_is_kept() -> None:
+    loop = "A cat. " * 40
+    row, _ = await row_of([RETRYING], (loop, "length"), loop + "1", loop + "2")
+    assert row.outputs == {"captions": [loop + "1"]}
+    assert row.flags == ("repetition",)
+
+
+async def test_a_flag_that_is_not_worth_an_attempt_gets_none() -> None:
+    row, _ = await row_of([RETRYING], ("a caption", "length"))
+    assert row.flags == ("length",)
+
+
+async def test_the_tally_counts_flags() -> None:
+    engine = ScriptedEngine(reply=lambda _: "A cat. " * 40)
+    async with bench(ONE_STAGE, range(3), engine) as it:
+        await it.desk.has_rows(0, 1, 2)
+        assert it.pipeline.tally.flags == {"repetition": 3}
+
+
+async def test_a_row_says_the_smallest_size_its_picture_was_shrunk_to() -> None:
+    engine = ScriptedEngine(reply=lambda _: "a caption")
+    engine.scaled = {"item 0": (70, 40), "again a caption": (35, 20)}
+    async with bench(TWO_STAGES, [0, 1], engine) as it:
+        shrunk, whole = await it.desk.has_rows(0, 1)
+    assert shrunk.image_scaled_to == "35x20"
+    assert (shrunk.image_width, shrunk.image_height) == (8, 6), "the picture's own size stays"
+    assert whole.image_scaled_to == "35x20"

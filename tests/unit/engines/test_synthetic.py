@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from caption_flow.recipe.structure import Structure
 from caption_flow.worker.engines.base import (
     EngineDied,
     EngineUnavailable,
@@ -217,3 +218,41 @@ async def test_without_latency_it_answers_thousands_a_second() -> None:
     await asyncio.gather(*(worker() for _ in range(32)))
     # A tenth of what an idle core does, so that a busy machine passes too.
     assert 3_200 / (time.perf_counter() - began) > 4_000
+
+
+SCHEMA = {
+    "type": "object",
+    "$defs": {"Mood": {"enum": ["calm", "wild"]}},
+    "properties": {
+        "title": {"type": "string", "maxLength": 12},
+        "tags": {"type": "array", "items": {"enum": ["a", "b"]}, "minItems": 3, "maxItems": 5},
+        "mood": {"$ref": "#/$defs/Mood"},
+        "people": {"type": "integer", "minimum": 0, "maximum": 9},
+        "score": {"anyOf": [{"type": "number"}, {"type": "null"}]},
+        "sure": {"type": ["boolean", "null"]},
+        "place": {"type": "object", "properties": {"indoors": {"const": True}}},
+    },
+    "required": ["title", "tags", "mood", "people", "score", "sure", "place"],
+    "additionalProperties": False,
+}
+
+
+async def test_a_structure_is_kept_to() -> None:
+    engine = SyntheticEngine("m")
+    engine.expect([{"structured_outputs": {"json": SCHEMA}}])
+    await engine.start()
+    for number in range(20):
+        picture = PreparedImage(Image.new("RGB", (8, 8)), f"{number:032x}")
+        structures = [Structure(SCHEMA), Structure(choice=("photo", "drawing"))]
+        for structure in structures:
+            request = Request("r", "p", picture, structure.sampling())
+            first, again = [(await engine.generate(request)).text for _ in range(2)]
+            assert first == again
+            structure.read(first)
+
+
+async def test_a_structure_that_cannot_be_made_up_is_refused_at_the_start() -> None:
+    engine = SyntheticEngine("m")
+    engine.expect([{}, {"structured_outputs": {"regex": "[a-z]+"}}])
+    with pytest.raises(EngineUnavailable, match="structured output by regex"):
+        await engine.start()

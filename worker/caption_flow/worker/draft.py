@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
 from caption_flow.protocol.rows import CAPTIONED, FAILED, Row, StageStats
+from caption_flow.recipe.quality import FLAGS
 from caption_flow.recipe.stages import Recipe, Stage
+from caption_flow.recipe.structure import StructureBroken
 from caption_flow.recipe.template import Outputs
 from caption_flow.worker.engines.base import Completion
 from caption_flow.worker.images.load import LoadedImage
 
 EMPTY_CAPTION: Final = "empty_caption"
+INVALID_JSON: Final = "invalid_json"
+INVALID_ANSWER: Final = "invalid_answer"
+"""An answer that is none of the stage's choices, or does not match its regex."""
 MAX_ERROR_CHARACTERS: Final = 2000
 
 
@@ -22,6 +27,25 @@ class ItemError(Exception):
     def __init__(self, kind: str, sentence: str) -> None:
         super().__init__(sentence)
         self.kind = kind
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What the engine said to one prompt in the end.
+
+    ``flags`` are of `caption_flow.recipe.quality`. Tokens are of all attempts: the engine wrote
+    them all, and read the prompt for each.
+    """
+
+    completion: Completion
+    flags: frozenset[str] = frozenset()
+    tokens_in: int = 0
+    tokens_out: int = 0
+
+    @property
+    def text(self) -> str:
+        """Its text, as it is stored."""
+        return valid_text(self.completion.text).strip()
 
 
 @dataclass(slots=True)
@@ -38,6 +62,8 @@ class Draft:
     format: str | None = None
     file_size: int | None = None
     content_hash: str | None = None
+    scaled_to: tuple[int, int] | None = None
+    flags: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         self.outputs = self.recipe.no_outputs()
@@ -47,36 +73,42 @@ class Draft:
         self.width, self.height, self.format = loaded.width, loaded.height, loaded.format
         self.file_size, self.content_hash = loaded.file_size, loaded.content_hash
 
-    def add(
-        self, stage: Stage, answers: Sequence[Completion], *, model: str, seconds: float
-    ) -> None:
+    def add(self, stage: Stage, answers: Sequence[Answer], *, model: str, seconds: float) -> None:
         """Add what a stage gave; ``answers`` are in the order of its prompts.
 
         Raises:
-            ItemError: one of the answers is empty.
+            ItemError: one of the answers is empty, or not of the form the stage asks for.
 
         """
-        texts = tuple(valid_text(answer.text).strip() for answer in answers)
+        self._note(stage, answers, model, seconds)
+        columns: dict[str, tuple[str, ...]] = dict.fromkeys(stage.columns, ())
+        for number, answer in enumerate(answers, start=1):
+            which = f", prompt {number}," if len(answers) > 1 else ""
+            for name, parts in _read(stage, answer, f"stage '{stage.name}'{which}").items():
+                columns[name] += parts
+        texts = (answer.text for answer in answers)
+        self.outputs = self.outputs.add(stage.name, stage.output_field, texts, columns)
+
+    def _note(self, stage: Stage, answers: Sequence[Answer], model: str, seconds: float) -> None:
         self.stats.append(
             StageStats(
                 stage=stage.name,
                 tokens_in=sum(answer.tokens_in for answer in answers),
                 tokens_out=sum(answer.tokens_out for answer in answers),
-                finish_reasons=tuple(answer.finish_reason for answer in answers),
+                finish_reasons=tuple(answer.completion.finish_reason for answer in answers),
                 milliseconds=round(seconds * 1000),
             )
         )
         if model not in self.models:
             self.models.append(model)
-        for number, text in enumerate(texts, start=1):
-            if not text:
-                which = f", prompt {number}," if len(texts) > 1 else ""
-                raise ItemError(
-                    EMPTY_CAPTION,
-                    f"stage '{stage.name}'{which} got an empty answer "
-                    f"(finish reason '{answers[number - 1].finish_reason}')",
-                )
-        self.outputs = self.outputs.add(stage.name, stage.output_field, texts)
+        for answer in answers:
+            self.flags |= answer.flags
+            self._note_scaling(answer.completion.image_scaled_to)
+
+    def _note_scaling(self, size: tuple[int, int] | None) -> None:
+        """Keep the smallest size the picture was seen in."""
+        if size is not None and (self.scaled_to is None or size < self.scaled_to):
+            self.scaled_to = size
 
     def captioned(self) -> Row:
         """Return the row of an item that went through every stage."""
@@ -101,7 +133,24 @@ class Draft:
             stage_stats=tuple(self.stats),
             models=tuple(self.models),
             recipe=self.recipe.fingerprint,
+            image_scaled_to=None if self.scaled_to is None else "{}x{}".format(*self.scaled_to),
+            flags=tuple(flag for flag in FLAGS if flag in self.flags),
         )
+
+
+def _read(stage: Stage, answer: Answer, where: str) -> Mapping[str, tuple[str, ...]]:
+    """Return the columns of an answer. Raises `ItemError`."""
+    reason = f"(finish reason '{answer.completion.finish_reason}')"
+    if not answer.text:
+        raise ItemError(EMPTY_CAPTION, f"{where} got an empty answer {reason}")
+    if stage.structure is None:
+        return {}
+    try:
+        return stage.structure.read(answer.text)
+    except StructureBroken as error:
+        kind = INVALID_ANSWER if stage.structure.json_schema is None else INVALID_JSON
+        hint = "; raise max_tokens" if answer.completion.finish_reason == "length" else ""
+        raise ItemError(kind, f"{where} got an answer that {error} {reason}{hint}") from error
 
 
 def valid_text(text: str) -> str:

@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import count
@@ -23,16 +24,16 @@ import structlog
 
 from caption_flow.protocol.rows import CAPTIONED, Row
 from caption_flow.recipe.stages import Recipe, Stage
+from caption_flow.worker.asking import Asking
+from caption_flow.worker.core.judgement import Judge
 from caption_flow.worker.core.leases import Job, Key, Rate
 from caption_flow.worker.core.starvation import Supply
-from caption_flow.worker.draft import Draft, ItemError
+from caption_flow.worker.draft import Answer, Draft, ItemError
 from caption_flow.worker.engines.base import (
-    Completion,
     EngineDied,
     EngineError,
     EngineUnavailable,
     PreparedImage,
-    Request,
     RequestRefused,
 )
 from caption_flow.worker.gate import Seat
@@ -85,6 +86,7 @@ class Tally:
     failed: int = 0
     tokens_in: int = 0
     tokens_out: int = 0
+    flags: Counter[str] = field(default_factory=Counter)
 
     @property
     def done(self) -> int:
@@ -97,6 +99,7 @@ class Tally:
             self.captioned += 1
         else:
             self.failed += 1
+        self.flags.update(row.flags)
         self.tokens_in += sum(stats.tokens_in for stats in row.stage_stats)
         self.tokens_out += sum(stats.tokens_out for stats in row.stage_stats)
 
@@ -191,6 +194,7 @@ class Pipeline:
         self._request_ids = count()
         self._tokens = Rate()
         self.gauge = Gauge(engines.values(), activity or Activity())
+        self._judge = Judge()
         self.tally = Tally()
 
     @property
@@ -324,7 +328,7 @@ class Pipeline:
         draft, engine = carried.draft, self._engines[stage.model]
         prompts = carried.recipe.render(stage.name, draft.outputs, carried.job.item.columns or {})
         loop = asyncio.get_running_loop()
-        answers: dict[int, Completion] = {}
+        answers: dict[int, Answer] = {}
         began = loop.time()
         while len(answers) < len(prompts):
             deaths = len(carried.deaths)
@@ -358,7 +362,7 @@ class Pipeline:
         stage: Stage,
         image: PreparedImage,
         prompts: tuple[str, ...],
-        answers: dict[int, Completion],
+        answers: dict[int, Answer],
     ) -> None:
         """Ask every prompt without an answer, all at once; answers that come are kept.
 
@@ -368,14 +372,14 @@ class Pipeline:
             EngineUnavailable: it is gone for good.
 
         """
-        engine = self._engines[stage.model]
         in_company = not carried.deaths
+        engine = self._engines[stage.model]
+        rendering = partial(self.gauge.rendering, engine)
+        names = self._names(carried)
+        asking = Asking(engine, stage, image, self._judge, names, rendering)
 
         async def ask(number: int) -> None:
-            name = f"{carried.job.lease}.{carried.job.item.index}.{next(self._request_ids)}"
-            rendering = partial(self.gauge.rendering, engine)
-            request = Request(name, prompts[number], image, stage.sampling, rendering)
-            answer = answers[number] = await engine.ask(request, carried)
+            answer = answers[number] = await asking.answer(prompts[number], carried)
             self._tokens.note(answer.tokens_out, now=time.monotonic())
             if in_company:
                 carried.seat.shrink()
@@ -385,15 +389,20 @@ class Pipeline:
         if len(missing) == 1:
             await ask(missing[0])
             return
-        asking = [asyncio.create_task(ask(number)) for number in missing]
+        tasks = [asyncio.create_task(ask(number)) for number in missing]
         try:
-            done, _ = await asyncio.wait(asking, return_when=asyncio.FIRST_EXCEPTION)
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
             for task in done:
                 task.result()
         finally:
-            for task in asking:
+            for task in tasks:
                 task.cancel()
-            await asyncio.gather(*asking, return_exceptions=True)
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _names(self, carried: _Carried) -> Iterator[str]:
+        """Yield names for requests about an item, never the same again."""
+        job = carried.job
+        return (f"{job.lease}.{job.item.index}.{number}" for number in self._request_ids)
 
 
 def _evidence(stage: Stage, deaths: list[str]) -> str:

@@ -308,6 +308,7 @@ class Runtime:
                 "starved": sum(starved.values()),
                 **{f"starved_{cause}": seconds for cause, seconds in starved.items()},
             }
+            stats |= {f"flagged_{flag}": number for flag, number in tally.flags.items()}
         return stats
 
     def _end(self, leave: Leave) -> None:
@@ -367,6 +368,9 @@ class Runtime:
                 backoff_seconds=self._capacity.restart_backoff_seconds,
             )
         for model, engine in self._engines.items():
+            engine.expect(
+                [s for stage in recipe.stages if stage.model == model for s in stage.samplings()]
+            )
             log.info("loading the engine", model=model)
             began = time.monotonic()
             await engine.start()

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import math
-from typing import Final, Protocol
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, Protocol
 
 import structlog
 from PIL import Image
@@ -88,6 +89,10 @@ class SupervisedEngine:
     def is_up(self) -> bool:
         """Whether requests are answered now: it is neither being started nor gone."""
         return self._up.is_set() and self._gone is None
+
+    def expect(self, samplings: Sequence[Mapping[str, Any]]) -> None:
+        """See `Engine.expect`."""
+        self._engine.expect(samplings)
 
     async def start(self) -> None:
         """Load the model. Raises `EngineUnavailable`."""

@@ -15,6 +15,7 @@ from typing import Any, Final
 
 import structlog
 
+from caption_flow.recipe.structure import STRUCTURED_OUTPUTS
 from caption_flow.worker.engines import guard, vllm_environment
 from caption_flow.worker.engines import vllm_interface as interface
 from caption_flow.worker.engines.base import EngineUnavailable
@@ -34,6 +35,9 @@ DEFAULT_ENGINE_OPTIONS: Final[Mapping[str, Any]] = {
     "disable_log_stats": True,
     "use_tqdm_on_load": False,
 }
+_COMPACT_JSON: Final = {"backend": "guidance", "disable_any_whitespace": True}
+"""JSON may have any amount of white space, and models have filled whole answers with it. Only this
+backend and xgrammar, which knows less of JSON schemas, can be told not to allow it."""
 _ONE_PICTURE: Final = {"image": 1, "video": 0, "audio": 0}
 """One prompt is about one picture. Without this, vLLM sets memory aside for videos."""
 _GPU_ONLY: Final = frozenset({"gpu_memory_utilization", "enable_sleep_mode"})
@@ -52,6 +56,8 @@ class Wanted:
     options: Mapping[str, Any]
     owner_options: Mapping[str, Any] = field(default_factory=dict)
     trust_remote_code: bool = False
+    samplings: tuple[Mapping[str, Any], ...] = ()
+    """Parameters that requests will come with."""
 
 
 def load(wanted: Wanted, mark: str, abandoned: threading.Event) -> Running:
@@ -66,7 +72,7 @@ def load(wanted: Wanted, mark: str, abandoned: threading.Event) -> Running:
     """
     checked = check_options(
         wanted.options,
-        {},
+        *wanted.samplings,
         owner_options=wanted.owner_options,
         trust_remote_code=wanted.trust_remote_code,
     )
@@ -108,6 +114,8 @@ def _complete(wanted: Wanted, checked: Mapping[str, Any]) -> dict[str, Any]:
     defaults = {name: value for name, value in DEFAULT_ENGINE_OPTIONS.items() if name in known}
     limits = {**_ONE_PICTURE, **checked.get("limit_mm_per_prompt", {})}
     chosen = {**defaults, **checked, "limit_mm_per_prompt": limits}
+    if "structured_outputs_config" in known and any(map(_asks_for_json, wanted.samplings)):
+        chosen.setdefault("structured_outputs_config", dict(_COMPACT_JSON))
     if interface.on_cpu():
         chosen = {name: value for name, value in chosen.items() if name not in _GPU_ONLY}
         if "kv_cache_memory_bytes" not in chosen:
@@ -115,6 +123,11 @@ def _complete(wanted: Wanted, checked: Mapping[str, Any]) -> dict[str, Any]:
             os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(gib))
     trusted = wanted.trust_remote_code or bool(chosen.get("trust_remote_code"))
     return {**chosen, "model": model_path(wanted.model), "trust_remote_code": trusted}
+
+
+def _asks_for_json(sampling: Mapping[str, Any]) -> bool:
+    structure = sampling.get(STRUCTURED_OUTPUTS)
+    return isinstance(structure, Mapping) and "json" in structure
 
 
 def _cpu_cache_gib(model: str) -> int:
