@@ -237,6 +237,13 @@ async def test_the_engine_says_what_keeps_it_full(kit: Kit) -> None:
     assert kit.engine.requests_in_flight >= 1
 
 
+async def test_signs_of_life_are_counted_and_never_fall(kit: Kit) -> None:
+    before = kit.engine.beats
+    await kit.engine.generate(kit.request("red"))
+    await kit.engine.stop()
+    assert kit.engine.beats >= before
+
+
 async def test_the_engine_names_its_model(kit: Kit) -> None:
     assert kit.engine.model
 
@@ -350,6 +357,20 @@ async def test_a_seed_does_vllm_no_harm(vllm: VllmKit) -> None:
     requests = [vllm.kit.request(name, seed=7) for name in list(SCENES) * 4]
     assert await asyncio.gather(*map(vllm.says, requests))
     assert await vllm.answers_rightly()
+
+
+@about_vllm
+async def test_vllms_tokens_are_signs_of_life_while_nothing_is_answered(vllm: VllmKit) -> None:
+    before = vllm.kit.engine.beats
+    asked = asyncio.create_task(vllm.says(vllm.kit.request("red", **vllm.kit.slow)))
+    await eventually(lambda: vllm.kit.engine.beats > before + 20)
+    assert not asked.done()
+    # A stopped core is what `check_health` does not see; its beats do.
+    for pid in guard.marked(vllm.mark):
+        os.kill(pid, signal.SIGSTOP)
+    await vllm.inner.check_health()
+    asked.cancel()
+    await vllm.kit.engine.stop()
 
 
 @about_vllm

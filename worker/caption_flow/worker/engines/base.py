@@ -79,6 +79,14 @@ class Engine(Protocol):
         """How many requests keep the engine full (about 1.1 times its batch width)."""
         ...
 
+    @property
+    def beats(self) -> int:
+        """A count that grows with every sign of life, such as tokens; it never falls.
+
+        Answers need not be counted: whoever asked sees them.
+        """
+        ...
+
     async def start(self) -> None:
         """Load the model; returns when it answers. Raises `EngineUnavailable`."""
         ...

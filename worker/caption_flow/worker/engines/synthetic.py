@@ -74,6 +74,8 @@ class SyntheticOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, 
     """Beginnings of content hashes that are refused."""
     die_on: tuple[str, ...] = ()
     """Beginnings of content hashes that kill the engine, and with it all that is in flight."""
+    hang_on: tuple[str, ...] = ()
+    """Beginnings of content hashes that never get an answer."""
     empty_on: tuple[str, ...] = ()
     """Beginnings of content hashes that are answered with an empty text."""
     load_seconds: NotNegative = 0.0
@@ -146,6 +148,11 @@ class SyntheticEngine:
         """The option of that name."""
         return self._options.requests_in_flight
 
+    @property
+    def beats(self) -> int:
+        """Nothing: it answers as a whole, so answers are its only signs of life."""
+        return 0
+
     async def start(self) -> None:
         """Wait ``load_seconds``; a dead engine lives again."""
         await asyncio.sleep(self._options.load_seconds)
@@ -165,6 +172,9 @@ class SyntheticEngine:
         digest = _digest(content_hash, request.prompt)
         await self._work(digest)
         options = self._options
+        if self._ended is not None and options.hang_on and content_hash.startswith(options.hang_on):
+            await self._ended.wait()
+            raise EngineDied(self._reason)
         if options.die_on and content_hash.startswith(options.die_on):
             self._end(f"the synthetic engine died on picture {content_hash[:8]}, as it was told to")
             raise EngineDied(self._reason)

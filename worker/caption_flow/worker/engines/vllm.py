@@ -35,6 +35,8 @@ __all__ = ["VllmEngine", "check_options"]
 
 _WIDTH_FACTOR: Final = 1.1
 """More requests than vLLM's batch is wide, so that the next is there when one is finished."""
+_GREETING_SECONDS: Final = 900.0
+"""How long the first answer may take: kernels are compiled for it, on a busy CPU perhaps."""
 
 
 class VllmEngine:
@@ -59,6 +61,7 @@ class VllmEngine:
     ) -> None:
         self._wanted = Wanted(model, dict(engine_options), owner_options or {}, trust_remote_code)
         self._running: Running | None = None
+        self._beats = 0
         self._in_flight: set[asyncio.Task[Completion]] = set()
         self._changing = asyncio.Lock()
 
@@ -75,6 +78,11 @@ class VllmEngine:
         options = {**self._wanted.options, **self._wanted.owner_options}
         configured = options.get("max_num_seqs") or DEFAULT_ENGINE_OPTIONS["max_num_seqs"]
         return math.ceil(_WIDTH_FACTOR * int(configured))
+
+    @property
+    def beats(self) -> int:
+        """How often tokens came out of vLLM, in all its lives."""
+        return self._beats + (0 if self._running is None else self._running.beats)
 
     async def start(self) -> None:
         """Load the model and ask it about a grey picture; idempotent while it runs.
@@ -119,6 +127,7 @@ class VllmEngine:
             running, self._running = self._running, None
             if running is None:
                 return
+            self._beats += running.beats
             # vLLM forgets who waits when it shuts down: without this they would wait for ever.
             for task in self._in_flight:
                 task.cancel()
@@ -159,9 +168,12 @@ class VllmEngine:
         grey = PreparedImage(Image.new("RGB", (224, 224), "grey"), content_hash="greeting")
         request = Request("greeting", "Describe the picture.", grey, {"max_tokens": 1})
         try:
-            await running.answer(request)
+            async with asyncio.timeout(_GREETING_SECONDS):
+                await running.answer(request)
         except BaseException as error:
             await asyncio.shield(running.end())
+            if isinstance(error, TimeoutError):
+                error = EngineDied(f"no answer within {_GREETING_SECONDS:.0f} s: vLLM hangs")
             if not isinstance(error, RequestRefused | EngineDied):
                 raise
             raise EngineUnavailable(
