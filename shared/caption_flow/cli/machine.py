@@ -66,7 +66,7 @@ def check_hub(variables: Mapping[str, str] = os.environ) -> Sequence[Finding]:
     endpoint = variables.get("HF_ENDPOINT") or _HUB
     shown = _without_secrets(endpoint)
     offline = variables.get("HF_HUB_OFFLINE", "").lower() in _TRUE
-    reason = "HF_HUB_OFFLINE is set" if offline else _unreachable(endpoint, shown)
+    reason = "HF_HUB_OFFLINE is set" if offline else _unreachable(shown)
     facts = {"endpoint": shown, "offline": offline, "reachable": reason is None}
     if reason is None:
         return [Finding("hub", Verdict.OK, f"{shown} answers", facts=facts)]
@@ -80,19 +80,19 @@ def _without_secrets(endpoint: str) -> str:
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}".rstrip("/")
 
 
-def _unreachable(endpoint: str, shown: str) -> str | None:
+def _unreachable(endpoint: str) -> str | None:
     """Ask the hub for nothing but a sign of life; return why there is none, or None."""
     if urlsplit(endpoint).scheme not in {"http", "https"}:
-        return f"HF_ENDPOINT is no address of a hub: {shown}"
+        return f"HF_ENDPOINT is no address of a hub: {endpoint}"
     ask = urllib.request.Request(endpoint, method="HEAD")  # noqa: S310  -- checked above
     try:
         urllib.request.urlopen(ask, timeout=_HUB_SECONDS).close()  # noqa: S310
     except urllib.error.HTTPError as error:
         error.close()  # an answer all the same: mirrors have no first page
-        return f"{shown} is out of order (HTTP {error.code})" if error.code >= 500 else None
+        return f"{endpoint} is out of order (HTTP {error.code})" if error.code >= 500 else None
     except OSError as error:
         reason = getattr(error, "reason", None) or error
-        return f"{shown} cannot be reached ({getattr(reason, 'strerror', None) or reason})"
+        return f"{endpoint} cannot be reached ({getattr(reason, 'strerror', None) or reason})"
     return None
 
 
