@@ -88,7 +88,7 @@ class WorkerConfig(Section):
         description="Images prepared ahead of the engine; without it, what keeps the engine full.",
     )
     engine_stall_seconds: Number = Field(
-        default=300,
+        default=600,
         gt=0,
         description="An engine that has requests and gives no token for so long is restarted; "
         "loading does not count.",

@@ -466,6 +466,7 @@ async def test_an_engine_that_hangs_so_that_nothing_can_be_cancelled_is_restarte
         (row,) = await it.desk.has_rows(0)
         engine.let_go.set()
     assert row.status == "captioned"
+    assert engine.starts == 2
 
 
 class DeafEngine(ScriptedEngine):
@@ -533,6 +534,17 @@ async def test_neither_idling_nor_loading_is_a_stall() -> None:
         engine.start_gate.set()
         rows = await it.desk.has_rows(0, 1)
     assert [row.status for row in rows] == ["captioned"] * 2
+
+
+async def test_an_engine_that_was_restarted_has_all_its_time_again() -> None:
+    engine = ScriptedEngine(width=1)
+    async with bench(ONE_STAGE, [0], engine, supervision={"stall_seconds": 0.4}) as it:
+        await engine.until(lambda: engine.starts == 2)
+        await engine.has("item 0")
+        await asyncio.sleep(0.15)
+        assert engine.starts == 2
+        engine.answer("item 0")
+        await it.desk.has_rows(0)
 
 
 async def test_an_item_that_makes_engines_hang_is_found_and_fails_with_the_evidence() -> None:
@@ -694,6 +706,21 @@ async def test_an_engine_that_does_not_come_back_is_given_up() -> None:
             async with asyncio.timeout(PATIENCE_SECONDS):
                 await it.running
         assert set(error.value.suspects) == {(1, 0), (1, 1)}
+
+
+async def test_an_engine_that_hangs_while_it_is_loaded_again_is_given_up() -> None:
+    engine = ScriptedEngine(width=1)
+    supervision = {"restart_seconds": 0.02, "max_restarts": 2}
+    async with bench(ONE_STAGE, [0], engine, supervision=supervision) as it:
+        await engine.has("item 0")
+        engine.start_gate = asyncio.Event()
+        engine.die()
+        with pytest.raises(
+            EngineGoneError, match="2 restarts did not help: it did not start again"
+        ):
+            async with asyncio.timeout(PATIENCE_SECONDS):
+                await it.running
+    assert engine.starts == 3
 
 
 async def test_an_answer_ends_a_run_of_trouble() -> None:

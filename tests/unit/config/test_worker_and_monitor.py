@@ -27,7 +27,7 @@ def test_a_worker_has_the_documented_defaults() -> None:
     assert config.when_finished == "stay_connected"
     assert config.verify_ssl
     assert config.token is None
-    assert (config.engine_stall_seconds, config.max_engine_restarts) == (300, 3)
+    assert (config.engine_stall_seconds, config.max_engine_restarts) == (600, 3)
     assert config.vllm.engine_keys() == {}
     assert not config.vllm.trust_remote_code
 

@@ -22,6 +22,7 @@ def test_a_sign_of_life_ends_it() -> None:
 
 def test_an_idle_engine_is_never_silent() -> None:
     assert silence_after((0, 7, False), (9, 7, False), (18, 7, False)) == 0
+    assert silence_after((0, 7, True), (9, 7, False)) == 0
 
 
 def test_silence_begins_with_the_first_look_that_finds_a_request() -> None:

@@ -31,9 +31,13 @@ log = structlog.get_logger()
 
 MAX_RESTARTS: Final = 3
 """Restarts within one run of trouble: until the engine answers something."""
-STALL_SECONDS: Final = 300.0
+STALL_SECONDS: Final = 600.0
 """An engine that is busy and gives no token for longer is taken for dead: some die without saying
-so. Kernels compiled at the first request of a kind, and the largest batch on a CPU, take less."""
+so. Kernels compiled for the first request of a kind take a minute or two. The longest step likely,
+4,096 tokens of pictures through 3 billion parameters on two cores, should take some 400 s."""
+RESTART_SECONDS: Final = 1800.0
+"""A device on which an engine hung may hang the next one while it loads. The first start is not
+limited: it may download a model; the next ones find it on disk."""
 STOP_SECONDS: Final = 30.0
 _LOOKS_PER_STALL: Final = 20
 
@@ -60,12 +64,14 @@ class SupervisedEngine:
         max_restarts: int = MAX_RESTARTS,
         backoff_seconds: float = 1.0,
         stall_seconds: float = STALL_SECONDS,
+        restart_seconds: float = RESTART_SECONDS,
     ) -> None:
         self._engine = engine
         self._max_requests = max_requests
         self._max_restarts = max_restarts
         self._backoff_seconds = backoff_seconds
         self._stall_seconds = stall_seconds
+        self._restart_seconds = restart_seconds
         self._gate: Gate | None = None
         self._in_flight: dict[asyncio.Task[Completion], Rider | None] = {}
         self._up = asyncio.Event()
@@ -243,7 +249,13 @@ class SupervisedEngine:
         except TimeoutError:
             log.warning("engine does not stop", model=self.model, seconds=STOP_SECONDS)
         await asyncio.sleep(self._backoff_seconds * 2 ** (self._troubles - 1))
-        await self._engine.start()
+        try:
+            async with asyncio.timeout(self._restart_seconds):
+                await self._engine.start()
+        except TimeoutError as error:
+            raise EngineUnavailable(
+                f"it did not start again within {self._restart_seconds:g} s: is its device broken?"
+            ) from error
 
 
 def _restarts(most: int) -> str:
