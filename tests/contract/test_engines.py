@@ -237,13 +237,6 @@ async def test_the_engine_says_what_keeps_it_full(kit: Kit) -> None:
     assert kit.engine.requests_in_flight >= 1
 
 
-async def test_signs_of_life_are_counted_and_never_fall(kit: Kit) -> None:
-    before = kit.engine.beats
-    await kit.engine.generate(kit.request("red"))
-    await kit.engine.stop()
-    assert kit.engine.beats >= before
-
-
 async def test_the_engine_names_its_model(kit: Kit) -> None:
     assert kit.engine.model
 
@@ -284,7 +277,9 @@ async def test_what_is_in_a_stopping_engine_dies_with_it(kit: Kit) -> None:
         asyncio.create_task(kit.engine.generate(kit.request("blue", **kit.slow))) for _ in range(3)
     ]
     await entered(asked)
+    beats = kit.engine.beats
     await kit.engine.stop()
+    assert kit.engine.beats >= beats, "signs of life are counted over all lives"
     async with asyncio.timeout(PATIENCE_SECONDS):
         outcomes = await asyncio.gather(*asked, return_exceptions=True)
     assert {type(outcome) for outcome in outcomes} == {EngineDied}
@@ -365,12 +360,9 @@ async def test_vllms_tokens_are_signs_of_life_while_nothing_is_answered(vllm: Vl
     asked = asyncio.create_task(vllm.says(vllm.kit.request("red", **vllm.kit.slow)))
     await eventually(lambda: vllm.kit.engine.beats > before + 20)
     assert not asked.done()
-    # A stopped core is what `check_health` does not see; its beats do.
-    for pid in guard.marked(vllm.mark):
-        os.kill(pid, signal.SIGSTOP)
-    await vllm.inner.check_health()
     asked.cancel()
-    await vllm.kit.engine.stop()
+    with pytest.raises(asyncio.CancelledError):
+        await asked
 
 
 @about_vllm
