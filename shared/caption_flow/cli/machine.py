@@ -88,8 +88,10 @@ def _unreachable(endpoint: str) -> str | None:
     try:
         urllib.request.urlopen(ask, timeout=_HUB_SECONDS).close()  # noqa: S310
     except urllib.error.HTTPError as error:
-        error.close()  # an answer all the same: mirrors have no first page
-        return f"{endpoint} is out of order (HTTP {error.code})" if error.code >= 500 else None
+        error.close()
+        # An answer all the same: mirrors have no first page. But 403 and 407 are a proxy's.
+        is_refused = error.code in {403, 407} or error.code >= 500
+        return f"{endpoint} is out of reach (HTTP {error.code})" if is_refused else None
     except OSError as error:
         reason = getattr(error, "reason", None) or error
         return f"{endpoint} cannot be reached ({getattr(reason, 'strerror', None) or reason})"

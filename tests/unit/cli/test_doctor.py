@@ -254,7 +254,8 @@ def hub() -> Iterator[Callable[[int], Hub]]:
 
 
 @pytest.mark.parametrize(
-    ("status", "verdict"), [(200, Verdict.OK), (404, Verdict.OK), (503, Verdict.NOTE)]
+    ("status", "verdict"),
+    [(200, Verdict.OK), (404, Verdict.OK), (403, Verdict.NOTE), (503, Verdict.NOTE)],
 )
 def test_the_hub_is_asked_for_a_sign_of_life(
     hub: Callable[[int], Hub], status: int, verdict: Verdict
