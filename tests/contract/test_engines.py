@@ -305,7 +305,9 @@ async def test_what_is_in_a_stopping_engine_dies_with_it(kit: Kit) -> None:
         asyncio.create_task(kit.engine.generate(kit.request("blue", **kit.slow))) for _ in range(3)
     ]
     await entered(asked)
+    beats = kit.engine.beats
     await kit.engine.stop()
+    assert kit.engine.beats >= beats, "signs of life are counted over all lives"
     async with asyncio.timeout(PATIENCE_SECONDS):
         outcomes = await asyncio.gather(*asked, return_exceptions=True)
     assert {type(outcome) for outcome in outcomes} == {EngineDied}
@@ -423,6 +425,17 @@ async def test_a_seed_does_vllm_no_harm(vllm: VllmKit) -> None:
     requests = [vllm.kit.request(name, seed=7) for name in list(SCENES) * 4]
     assert await asyncio.gather(*map(vllm.says, requests))
     assert await vllm.answers_rightly()
+
+
+@about_vllm
+async def test_vllms_tokens_are_signs_of_life_while_nothing_is_answered(vllm: VllmKit) -> None:
+    before = vllm.kit.engine.beats
+    asked = asyncio.create_task(vllm.says(vllm.kit.request("red", **vllm.kit.slow)))
+    await eventually(lambda: vllm.kit.engine.beats > before + 20)
+    assert not asked.done()
+    asked.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asked
 
 
 @about_vllm

@@ -44,6 +44,7 @@ class ScriptedEngine:
         self.in_flight: dict[str, tuple[Request, asyncio.Future[str]]] = {}
         self.seen: list[Request] = []
         self.most_in_flight = 0
+        self.beats = 0
         self.starts = 0
         self.stops = 0
         self.failing_starts: deque[str] = deque()
@@ -62,6 +63,7 @@ class ScriptedEngine:
 
     async def start(self) -> None:
         self.starts += 1
+        self._moved.set()
         if self.start_gate is not None:
             await self.start_gate.wait()
         if self.failing_starts:

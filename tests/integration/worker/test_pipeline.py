@@ -20,7 +20,7 @@ from caption_flow.recipe.stages import Recipe, Stage, build_recipe
 from caption_flow.recipe.structure import Structure
 from caption_flow.worker.core.leases import Job
 from caption_flow.worker.core.starvation import Cause
-from caption_flow.worker.engines.base import EngineDied, Request, RequestRefused
+from caption_flow.worker.engines.base import Completion, EngineDied, Request, RequestRefused
 from caption_flow.worker.images.load import ImageError, LoadedImage
 from caption_flow.worker.pipeline import EngineGoneError, Pipeline
 from caption_flow.worker.supervision import SupervisedEngine
@@ -494,14 +494,129 @@ async def test_an_engines_death_costs_no_item_and_no_finished_stage() -> None:
     assert [request.prompt for request in engine.seen].count("item 0") == 1, "not asked again"
 
 
-async def test_a_request_that_is_never_answered_is_a_death() -> None:
-    engine = ScriptedEngine(width=1)
-    supervision = {"request_seconds": 0.01}
-    async with bench(ONE_STAGE, [0], engine, supervision=supervision) as it:
+async def test_an_engine_that_hangs_is_restarted_and_costs_no_item_and_no_finished_stage() -> None:
+    engine = ScriptedEngine(width=2)
+    async with bench(TWO_STAGES, [0, 1, 2], engine, supervision={"stall_seconds": 0.05}) as it:
+        await engine.has("item 0", "item 1")
+        engine.answer("item 0", "kept")
+        await engine.until(lambda: engine.starts == 2)
+        assert engine.stops == 1, "stopped before it is started again"
+        engine.reply = lambda request: f"answer to {request.prompt}"
+        rows = await it.desk.has_rows(0, 1, 2)
+    assert [row.status for row in rows] == ["captioned"] * 3
+    assert rows[0].outputs["draft"] == ["kept"]
+    assert [request.prompt for request in engine.seen].count("item 0") == 1, "not asked again"
+
+
+async def test_an_engine_that_hangs_so_that_nothing_can_be_cancelled_is_restarted_too() -> None:
+    engine = DeafEngine(width=1)
+    async with bench(ONE_STAGE, [0], engine, supervision={"stall_seconds": 0.05}) as it:
         await engine.has("item 0")
         engine.reply = lambda _: "text"
         (row,) = await it.desk.has_rows(0)
+        engine.let_go.set()
     assert row.status == "captioned"
+    assert engine.starts == 2
+
+
+class DeafEngine(ScriptedEngine):
+    """Goes on with requests that were cancelled, until it may let go."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.let_go = asyncio.Event()
+
+    async def generate(self, request: Request) -> Completion:
+        try:
+            return await super().generate(request)
+        except asyncio.CancelledError:
+            await self.let_go.wait()
+            raise
+
+    def die(self, reason: str = "killed") -> None:
+        """Say nothing: not even of its end."""
+
+
+async def test_tokens_are_life_however_long_a_request_takes() -> None:
+    engine = ScriptedEngine(width=1)
+    async with bench(ONE_STAGE, [0], engine, supervision={"stall_seconds": 0.1}) as it:
+        await engine.has("item 0")
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            for _ in range(60):  # tokens, for three times as long as a stall
+                engine.beats += 1
+                await asyncio.sleep(0.005)
+        assert engine.starts == 1
+        engine.answer("item 0")
+        await it.desk.has_rows(0)
+
+
+async def test_answers_and_refusals_to_others_are_life() -> None:
+    """Engines that count no tokens, and runs of items that are all refused, are no stalls."""
+    engine = ScriptedEngine(width=2)
+    async with bench(ONE_STAGE, range(61), engine, supervision={"stall_seconds": 0.1}) as it:
+        await engine.has("item 0", "item 1")
+        for index in range(1, 61):
+            await engine.has_prompt(f"item {index}")
+            if index % 2:
+                engine.answer(f"item {index}")
+            else:
+                engine.refuse(f"item {index}", "refused", "no")
+            await asyncio.sleep(0.005)
+        assert engine.starts == 1
+        engine.answer("item 0")
+        await it.desk.has_rows(*range(61))
+
+
+async def test_neither_idling_nor_loading_is_a_stall() -> None:
+    engine = ScriptedEngine(width=1)
+    async with bench(ONE_STAGE, [], engine, supervision={"stall_seconds": 0.02}) as it:
+        await asyncio.sleep(0.1)
+        assert engine.starts == 1, "idle"
+        engine.start_gate = asyncio.Event()
+        it.desk.waiting.extend([0, 1])
+        it.pipeline.nudge()
+        await engine.has("item 0")
+        engine.die()
+        await engine.until(lambda: engine.starts == 2)
+        await asyncio.sleep(0.1)
+        assert engine.starts == 2, "loading"
+        engine.reply = lambda _: "text"
+        engine.start_gate.set()
+        rows = await it.desk.has_rows(0, 1)
+    assert [row.status for row in rows] == ["captioned"] * 2
+
+
+async def test_an_engine_that_was_restarted_has_all_its_time_again() -> None:
+    engine = ScriptedEngine(width=1)
+    async with bench(ONE_STAGE, [0], engine, supervision={"stall_seconds": 0.4}) as it:
+        await engine.until(lambda: engine.starts == 2)
+        await engine.has("item 0")
+        await asyncio.sleep(0.15)
+        assert engine.starts == 2
+        engine.answer("item 0")
+        await it.desk.has_rows(0)
+
+
+async def test_an_item_that_makes_engines_hang_is_found_and_fails_with_the_evidence() -> None:
+    def reply(request: Request) -> str | None:
+        return None if request.prompt == "item 5" else "text"
+
+    engine = ScriptedEngine(width=16, reply=reply)
+    async with bench(ONE_STAGE, range(20), engine, supervision={"stall_seconds": 0.05}) as it:
+        rows = await it.desk.has_rows(*range(20))
+    assert [row.item_index for row in rows if row.status == "failed"] == [5]
+    assert rows[5].error_kind == "quarantined"
+    assert "no token for 0.05 s: it hangs" in (rows[5].error or "")
+
+
+async def test_an_engine_that_hangs_again_and_again_is_given_up() -> None:
+    engine = ScriptedEngine(width=2)
+    supervision = {"stall_seconds": 0.02, "max_restarts": 1}
+    async with bench(ONE_STAGE, [0, 1], engine, supervision=supervision) as it:
+        with pytest.raises(EngineGoneError, match="a restart did not help: no token"):
+            async with asyncio.timeout(PATIENCE_SECONDS):
+                await it.running
+        assert it.desk.rows == {}
     assert engine.starts == 2
 
 
@@ -672,6 +787,21 @@ async def test_an_engine_that_does_not_come_back_is_given_up() -> None:
             async with asyncio.timeout(PATIENCE_SECONDS):
                 await it.running
         assert set(error.value.suspects) == {(1, 0), (1, 1)}
+
+
+async def test_an_engine_that_hangs_while_it_is_loaded_again_is_given_up() -> None:
+    engine = ScriptedEngine(width=1)
+    supervision = {"restart_seconds": 0.02, "max_restarts": 2}
+    async with bench(ONE_STAGE, [0], engine, supervision=supervision) as it:
+        await engine.has("item 0")
+        engine.start_gate = asyncio.Event()
+        engine.die()
+        with pytest.raises(
+            EngineGoneError, match="2 restarts did not help: it did not start again"
+        ):
+            async with asyncio.timeout(PATIENCE_SECONDS):
+                await it.running
+    assert engine.starts == 3
 
 
 async def test_an_answer_ends_a_run_of_trouble() -> None:

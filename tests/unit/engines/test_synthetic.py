@@ -159,6 +159,18 @@ async def test_die_on_takes_everything_in_flight_along() -> None:
     assert {type(outcome) for outcome in outcomes} == {EngineDied}
 
 
+async def test_hang_on_never_answers_but_ends_with_the_engine() -> None:
+    engine = await started(hang_on=["b2"])
+    hanging = asyncio.create_task(engine.generate(request(B)))
+    assert await engine.generate(request(A)), "others are answered"
+    for _ in range(10):  # as many turns as any answer takes
+        await asyncio.sleep(0)
+    assert not hanging.done()
+    await engine.stop()
+    with pytest.raises(EngineDied):
+        await hanging
+
+
 async def test_a_dead_engine_stays_dead_until_it_is_started_again() -> None:
     engine = await started(die_on=["b2"])
     for content_hash in (B, A):

@@ -71,7 +71,7 @@ from caption_flow.worker.pipeline import (
     EngineGoneError,
     Pipeline,
 )
-from caption_flow.worker.supervision import SupervisedEngine
+from caption_flow.worker.supervision import MAX_RESTARTS, STALL_SECONDS, SupervisedEngine
 
 log = structlog.get_logger()
 
@@ -89,13 +89,15 @@ Raises `EngineUnavailable`.
 
 @dataclass(frozen=True, slots=True)
 class Capacity:
-    """How much of this machine the worker may take; None means what suits machine and engine."""
+    """How much of this machine the worker may take, and how much trouble; None means what suits."""
 
     max_requests: int | None = None
     look_ahead_items: int | None = None
     look_ahead_bytes: int = LOOK_AHEAD_BYTES
     decode_threads: int | None = None
     restart_backoff_seconds: float = 1.0
+    engine_stall_seconds: float = STALL_SECONDS
+    max_engine_restarts: int = MAX_RESTARTS
 
 
 class Runtime:
@@ -365,7 +367,9 @@ class Runtime:
             self._engines[model] = SupervisedEngine(
                 self._build(model, options, mock_results),
                 max_requests=self._capacity.max_requests,
+                max_restarts=self._capacity.max_engine_restarts,
                 backoff_seconds=self._capacity.restart_backoff_seconds,
+                stall_seconds=self._capacity.engine_stall_seconds,
             )
         for model, engine in self._engines.items():
             engine.expect(

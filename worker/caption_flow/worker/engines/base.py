@@ -96,6 +96,14 @@ class Engine(Protocol):
         """
         ...
 
+    @property
+    def beats(self) -> int:
+        """A count that grows with every sign of life, such as tokens; it never falls.
+
+        Answers need not be counted: whoever asked sees them.
+        """
+        ...
+
     async def start(self) -> None:
         """Load the model; returns when it answers. Raises `EngineUnavailable`."""
         ...

@@ -62,6 +62,11 @@ class OpenAIEngine:
         """The option of that name."""
         return self._options.requests_in_flight
 
+    @property
+    def beats(self) -> int:
+        """Nothing: a server answers as a whole, so answers are its only signs of life."""
+        return 0
+
     def expect(self, samplings: Sequence[Mapping[str, Any]]) -> None:
         """Nothing: what a server takes, only its answers tell."""
 

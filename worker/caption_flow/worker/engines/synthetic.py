@@ -160,6 +160,11 @@ class SyntheticEngine:
             one for one in structures if one and structured_answer(one, "", 0) is None
         ]
 
+    @property
+    def beats(self) -> int:
+        """Nothing: it answers as a whole, so answers are its only signs of life."""
+        return 0
+
     async def start(self) -> None:
         """Wait ``load_seconds``; a dead engine lives again.
 

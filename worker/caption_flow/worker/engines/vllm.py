@@ -13,7 +13,7 @@ import math
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Final
 
 from PIL import Image
 
@@ -35,6 +35,9 @@ from caption_flow.worker.engines.vllm_loading import DEFAULT_ENGINE_OPTIONS, Wan
 from caption_flow.worker.engines.vllm_running import Running
 
 __all__ = ["VllmEngine", "check_options"]
+
+_GREETING_SECONDS: Final = 900.0
+"""How long the first answer may take: kernels are compiled for it, on a busy CPU perhaps."""
 
 
 class VllmEngine:
@@ -59,6 +62,7 @@ class VllmEngine:
     ) -> None:
         self._wanted = Wanted(model, dict(engine_options), owner_options or {}, trust_remote_code)
         self._running: Running | None = None
+        self._beats = 0
         self._in_flight: set[asyncio.Task[Completion]] = set()
         self._changing = asyncio.Lock()
 
@@ -79,6 +83,11 @@ class VllmEngine:
     def expect(self, samplings: Sequence[Mapping[str, Any]]) -> None:
         """Note how requests will be sampled: `start` checks it, and tries structured outputs."""
         self._wanted = replace(self._wanted, samplings=tuple(samplings))
+
+    @property
+    def beats(self) -> int:
+        """How often tokens came out of vLLM, in all its lives."""
+        return self._beats + (0 if self._running is None else self._running.beats)
 
     async def start(self) -> None:
         """Load the model and ask it about a grey picture; idempotent while it runs.
@@ -123,6 +132,7 @@ class VllmEngine:
             running, self._running = self._running, None
             if running is None:
                 return
+            self._beats += running.beats
             # vLLM forgets who waits when it shuts down: without this they would wait for ever.
             for task in self._in_flight:
                 task.cancel()
@@ -170,9 +180,12 @@ class VllmEngine:
             asked = {"max_tokens": 1, **sampling}
             request = Request("greeting", "Describe the picture.", grey, asked)
             try:
-                await running.answer(request)
+                async with asyncio.timeout(_GREETING_SECONDS):
+                    await running.answer(request)
             except BaseException as error:
                 await asyncio.shield(running.end())
+                if isinstance(error, TimeoutError):
+                    error = EngineDied(f"no answer within {_GREETING_SECONDS:.0f} s: vLLM hangs")
                 if not isinstance(error, RequestRefused | EngineDied):
                     raise
                 how = f" with {sampling}" if sampling else ""

@@ -56,7 +56,12 @@ class Running:
         self._warned_of_clipping = False
         self._chat_params = interface.chat_params()
         self.max_num_seqs: int = engine.vllm_config.scheduler_config.max_num_seqs
+        self.beats = 0
+        interface.call_at_tokens(engine, self._beat)
         self._max_model_len: int = engine.vllm_config.model_config.max_model_len
+
+    def _beat(self) -> None:
+        self.beats += 1
 
     async def answer(self, request: Request) -> Completion:
         """Answer one request.
