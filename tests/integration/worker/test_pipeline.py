@@ -16,7 +16,9 @@ from caption_flow.protocol.messages import ItemDescription, LeaseId
 from caption_flow.protocol.rows import Row, StageStats
 from caption_flow.recipe.stages import Recipe, Stage, build_recipe
 from caption_flow.worker.core.leases import Job
+from caption_flow.worker.core.placement import Placement
 from caption_flow.worker.engines.base import EngineDied, Request, RequestRefused
+from caption_flow.worker.garage import Garage
 from caption_flow.worker.images.load import ImageError, LoadedImage
 from caption_flow.worker.pipeline import EngineGoneError, Pipeline
 from caption_flow.worker.supervision import SupervisedEngine
@@ -99,9 +101,9 @@ async def bench(
         engine.model: SupervisedEngine(engine, **{"backoff_seconds": 0.0, **(supervision or {})})
         for engine in engines
     }
-    for engine in supervised.values():
-        await engine.start()
-    pipeline = Pipeline(desk, loader, supervised, **options)
+    garage = Garage(supervised, Placement((tuple(supervised),), dict.fromkeys(supervised, 0.1)))
+    await garage.load(0)
+    pipeline = Pipeline(desk, loader, garage, **options)
     pipeline.use(recipe)
     it = Bench(pipeline, desk, loader)
     try:

@@ -13,6 +13,7 @@ from caption_flow.worker.engines.base import Completion
 from caption_flow.worker.images.load import LoadedImage
 
 EMPTY_CAPTION: Final = "empty_caption"
+IMAGE_CHANGED: Final = "image_changed"
 MAX_ERROR_CHARACTERS: Final = 2000
 
 
@@ -43,7 +44,14 @@ class Draft:
         self.outputs = self.recipe.no_outputs()
 
     def note_image(self, loaded: LoadedImage) -> None:
-        """Note the picture's facts, not the picture."""
+        """Note the picture's facts, not the picture.
+
+        Raises:
+            ItemError: an earlier stage saw another picture.
+
+        """
+        if self.content_hash not in {None, loaded.image.content_hash}:
+            raise ItemError(IMAGE_CHANGED, "the image was changed between two of its stages")
         self.width, self.height, self.format = loaded.width, loaded.height, loaded.format
         self.file_size, self.content_hash = loaded.file_size, loaded.content_hash
 

@@ -11,7 +11,7 @@ import os
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import structlog
@@ -60,9 +60,12 @@ from caption_flow.worker.core.events import (
 )
 from caption_flow.worker.core.leases import Job, Key
 from caption_flow.worker.core.outbox import Batch
+from caption_flow.worker.core.placement import describe, place
 from caption_flow.worker.core.session import Session
+from caption_flow.worker.core.slabs import SPOKEN, Slab
 from caption_flow.worker.draft import size_of
 from caption_flow.worker.engines.base import Engine, EngineError
+from caption_flow.worker.garage import Garage
 from caption_flow.worker.images.load import ImageError
 from caption_flow.worker.loading import MISSING, ImageLoader
 from caption_flow.worker.pipeline import (
@@ -89,13 +92,20 @@ Raises `EngineUnavailable`.
 
 @dataclass(frozen=True, slots=True)
 class Capacity:
-    """How much of this machine the worker may take; None means what suits machine and engine."""
+    """How much of this machine the worker may take; None means what suits machine and engine.
+
+    Engines with ``takes_device`` have to fit on it together or are loaded in turn; for that,
+    ``owner_options`` are the engine options of the worker's owner, laid over the recipe's.
+    """
 
     max_requests: int | None = None
     look_ahead_items: int | None = None
     look_ahead_bytes: int = LOOK_AHEAD_BYTES
     decode_threads: int | None = None
     restart_backoff_seconds: float = 1.0
+    takes_device: bool = True
+    owner_options: Mapping[str, Any] = field(default_factory=dict)
+    slab: Slab | None = None
 
 
 class Runtime:
@@ -116,7 +126,9 @@ class Runtime:
         self._client = Client(address, self)
         threads = self._capacity.decode_threads or min(8, os.cpu_count() or 1)
         self._loader = ImageLoader(self._fetch, threads=threads)
-        self._engines: dict[str, SupervisedEngine] = {}
+        self._models: set[str] = set()
+        """Those of the first recipe: only they have engines."""
+        self._garage: Garage | None = None
         self._recipes: dict[str, Recipe] = {}
         self._pipeline: Pipeline | None = None
         self._loading: asyncio.Task[None] | None = None
@@ -127,6 +139,7 @@ class Runtime:
         self._left: asyncio.Future[Leave] = asyncio.get_running_loop().create_future()
         self._aborted = False
         self._max_attempts = MAX_ATTEMPTS
+        self._room: EngineReady | None = None
         self.finished: Finished | None = None
 
     # ------------------------------------------------------------------ from the outside
@@ -163,11 +176,8 @@ class Runtime:
 
     async def stop_engines(self) -> None:
         """Stop every engine; may take as long as they take."""
-        engines = self._engines.values()
-        results = await asyncio.gather(*(e.stop() for e in engines), return_exceptions=True)
-        for error in results:
-            if isinstance(error, Exception):
-                log.warning("engine did not stop well", reason=str(error))
+        if self._garage is not None:
+            await self._garage.stop()
 
     def progress(self) -> str:
         """Return the line that people and programs look for: ``step done/total``."""
@@ -243,7 +253,15 @@ class Runtime:
         finally:
             self._is_handling = False
         if self._pipeline is not None:
-            self._pipeline.nudge()
+            self._tell_pipeline(self._pipeline)
+
+    def _tell_pipeline(self, pipeline: Pipeline) -> None:
+        """Let the pipeline know what the session has come to."""
+        pipeline.may_swap = not self._session.is_ending
+        if self._session.is_ending and (waiting := pipeline.withdraw_waiting()):
+            # Nothing is loaded any more for items half done: somebody else does them anew.
+            self._post(Withdrawn(waiting))
+        pipeline.nudge()
 
     def _carry_out(  # noqa: C901 - one match over all effects is the point
         self, effect: Effect[Row]
@@ -308,28 +326,29 @@ class Runtime:
         except RecipeError as error:
             self._post(RecipeUnusable(f"the orchestrator's recipe cannot be run: {error}"))
             return
-        self._recipes[recipe.fingerprint] = recipe
         models = {stage.model for stage in recipe.stages}
         if self._loading is None:
             if self._tasks is None:
                 raise RuntimeError("a recipe came before `run`")
+            self._models = models
             self._loading = self._tasks.create_task(self._work(recipe, spec.mock_results))
-        elif models <= self._engines.keys():
-            log.info("the recipe changed", recipe=recipe.fingerprint)
+        elif missing := models - self._models:
+            named = ", ".join(sorted(missing))
+            self._post(RecipeUnusable(f"the recipe now names {named}: restart this worker"))
+            return
         else:
-            missing = ", ".join(sorted(models - self._engines.keys()))
-            self._post(RecipeUnusable(f"the recipe now names {missing}: restart this worker"))
+            log.info("the recipe changed", recipe=recipe.fingerprint)
+        self._recipes[recipe.fingerprint] = recipe
         if self._pipeline is not None:
             self._pipeline.use(recipe)
 
     async def _work(self, recipe: Recipe, mock_results: bool) -> None:
         """Load the engines the recipe names, then carry items."""
         try:
-            await self._load_engines(recipe, mock_results)
             pipeline = Pipeline(
                 self,
                 self._loader,
-                self._engines,
+                await self._fill_garage(recipe, mock_results),
                 look_ahead_items=self._capacity.look_ahead_items,
                 look_ahead_bytes=self._capacity.look_ahead_bytes,
                 max_attempts=self._max_attempts,
@@ -337,26 +356,38 @@ class Runtime:
             for known in self._recipes.values():
                 pipeline.use(known)
             self._pipeline = pipeline
-            self._post(EngineReady(pipeline.width))
+            self._tell_width(pipeline)
             await pipeline.run()
         except EngineGoneError as error:
             self._post(EngineLost(str(error), error.suspects))
         except EngineError as error:
             self._post(EngineLost(str(error)))
 
-    async def _load_engines(self, recipe: Recipe, mock_results: bool) -> None:
-        for model, options in engine_options(recipe).items():
-            self._engines[model] = SupervisedEngine(
+    async def _fill_garage(self, recipe: Recipe, mock_results: bool) -> Garage:
+        """Make every engine the recipe names, and load those that items need first."""
+        placement = place(
+            recipe, self._capacity.owner_options, takes_device=self._capacity.takes_device
+        )
+        if (sentence := describe(placement, recipe, SPOKEN)) is not None:
+            log.info(sentence)
+        engines = {
+            model: SupervisedEngine(
                 self._build(model, options, mock_results),
                 max_requests=self._capacity.max_requests,
                 backoff_seconds=self._capacity.restart_backoff_seconds,
             )
-        for model, engine in self._engines.items():
-            log.info("loading the engine", model=model)
-            began = time.monotonic()
-            await engine.start()
-            seconds = round(time.monotonic() - began, 1)
-            log.info("the engine is ready", model=model, seconds=seconds)
+            for model, options in engine_options(recipe).items()
+        }
+        garage = self._garage = Garage(engines, placement, slab=self._capacity.slab)
+        await garage.load(garage.next_group([(garage.use(recipe), frozenset())]))
+        return garage
+
+    def _tell_width(self, pipeline: Pipeline) -> None:
+        """Tell the session how much can be worked on, if that is news."""
+        room = EngineReady(pipeline.width, pipeline.slab_items)
+        if room != self._room and pipeline.width:
+            self._room = room
+            self._post(room)
 
     # ------------------------------------------------------------------ in the background
 
@@ -370,6 +401,8 @@ class Runtime:
         while True:
             await asyncio.sleep(TICK_SECONDS)
             self._post(Ticked())
+            if self._pipeline is not None:
+                self._tell_width(self._pipeline)
 
     async def _tell_progress(self) -> None:
         said, said_at = "", time.monotonic()

@@ -162,6 +162,8 @@ def _capacity(settings: WorkerSettings) -> Capacity:
         max_requests=settings.batch_size,
         look_ahead_bytes=settings.look_ahead_bytes,
         restart_backoff_seconds=settings.restart_backoff_seconds,
+        takes_device=settings.engine != "openai",
+        owner_options=settings.engine_settings,
     )
 
 

@@ -85,18 +85,34 @@ class SupervisedEngine:
         return self._gate
 
     async def start(self) -> None:
-        """Load the model. Raises `EngineUnavailable`."""
-        await self._engine.start()
+        """Load the model, for the first time or again after `stop`. Raises `EngineUnavailable`.
+
+        What cannot be loaded at first is wrong and told at once. What could be loaded once is
+        tried again: the device may not have been free yet.
+        """
+        try:
+            await self._engine.start()
+        except EngineError as error:
+            if self._gate is None:
+                raise
+            log.warning("engine does not start", model=self.model, reason=str(error))
+            await self._revive(str(error))
+            if self._gone is not None:
+                self._gone = EngineUnavailable(f"{self.model} cannot be loaded again: {error}")
+                raise self._gone from error
         wanted = self._engine.requests_in_flight
         self._gate = Gate(min(wanted, self._max_requests or wanted))
         self._up.set()
 
     async def stop(self) -> None:
         """Stop reviving, and stop the engine."""
+        self._up.clear()
         if self._revival is not None:
             self._revival.cancel()
             await asyncio.wait([self._revival])
-        await self._engine.stop()
+            self._revival = None
+        self._troubles, self.suspects = 0, ()
+        await self._stop_engine()
 
     def slots_for(self, requests: int, deaths: int) -> int:
         """Return how many slots so many requests of an item with so many deaths take.
@@ -206,13 +222,16 @@ class SupervisedEngine:
         self._up.set()
 
     async def _restart(self) -> None:
+        await self._stop_engine()
+        await asyncio.sleep(self._backoff_seconds * 2 ** (self._troubles - 1))
+        await self._engine.start()
+
+    async def _stop_engine(self) -> None:
         try:
             async with asyncio.timeout(STOP_SECONDS):
                 await self._engine.stop()
         except TimeoutError:
             log.warning("engine does not stop", model=self.model, seconds=STOP_SECONDS)
-        await asyncio.sleep(self._backoff_seconds * 2 ** (self._troubles - 1))
-        await self._engine.start()
 
 
 def _is_lost(task: asyncio.Task[Completion]) -> bool:
