@@ -29,7 +29,9 @@ def recipes(draw: st.DrawFn) -> Recipe:
     stages: list[Stage] = []
     for number in range(draw(st.integers(1, 6))):
         model = draw(st.sampled_from(MODELS))
-        requires = draw(st.sets(st.sampled_from([stage.name for stage in stages]))) if stages else ()
+        requires = (
+            draw(st.sets(st.sampled_from([stage.name for stage in stages]))) if stages else ()
+        )
         engine = {} if shares[model] is None else {"gpu_memory_utilization": shares[model]}
         name = f"s{number}"
         stages.append(

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from caption_flow.cli.folders import for_people, refuse_unwritable
 from caption_flow.config.orchestrator import OrchestratorConfig
@@ -17,7 +18,8 @@ class Plan:
     """What one run is to do.
 
     ``worker_arguments`` are those of ``caption-flow worker`` beside the connection; ``gpus`` has
-    one entry a worker, see `caption_flow.cli.gpus.choose_gpus`.
+    one entry a worker, see `caption_flow.cli.gpus.choose_gpus`. ``owner_options`` are the engine
+    options that a file's `worker` section lays over the recipe's.
     """
 
     config: OrchestratorConfig
@@ -28,6 +30,7 @@ class Plan:
     existing: str
     export_column: str
     limit: int | None
+    owner_options: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def dataset(self) -> Path:

@@ -58,7 +58,7 @@ def test_what_the_owner_of_the_worker_says_counts() -> None:
 
 def test_engines_that_are_elsewhere_always_fit() -> None:
     both = recipe(("s", "a", 0.9, ()), ("t", "b", 0.9, ("s",)))
-    placement = place(both, takes_device=False)
+    placement = place(both, on_device=False)
     assert placement.groups == (("a", "b"),)
     assert describe(placement, both, "n items") is None
 

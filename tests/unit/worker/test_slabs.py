@@ -1,4 +1,4 @@
-"""How large slabs are: swaps take at most a twentieth of the time, and no slab is without bounds."""
+"""How large slabs are: swaps take a twentieth of the time at most, and every slab has bounds."""
 
 from __future__ import annotations
 

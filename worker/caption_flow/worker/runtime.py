@@ -94,7 +94,7 @@ Raises `EngineUnavailable`.
 class Capacity:
     """How much of this machine the worker may take; None means what suits machine and engine.
 
-    Engines with ``takes_device`` have to fit on it together or are loaded in turn; for that,
+    Engines that are ``on_device`` have to fit there together or are loaded in turn; for that,
     ``owner_options`` are the engine options of the worker's owner, laid over the recipe's.
     """
 
@@ -103,7 +103,7 @@ class Capacity:
     look_ahead_bytes: int = LOOK_AHEAD_BYTES
     decode_threads: int | None = None
     restart_backoff_seconds: float = 1.0
-    takes_device: bool = True
+    on_device: bool = True
     owner_options: Mapping[str, Any] = field(default_factory=dict)
     slab: Slab | None = None
 
@@ -365,20 +365,19 @@ class Runtime:
 
     async def _fill_garage(self, recipe: Recipe, mock_results: bool) -> Garage:
         """Make every engine the recipe names, and load those that items need first."""
-        placement = place(
-            recipe, self._capacity.owner_options, takes_device=self._capacity.takes_device
-        )
+        capacity = self._capacity
+        placement = place(recipe, capacity.owner_options, on_device=capacity.on_device)
         if (sentence := describe(placement, recipe, SPOKEN)) is not None:
             log.info(sentence)
         engines = {
             model: SupervisedEngine(
                 self._build(model, options, mock_results),
-                max_requests=self._capacity.max_requests,
-                backoff_seconds=self._capacity.restart_backoff_seconds,
+                max_requests=capacity.max_requests,
+                backoff_seconds=capacity.restart_backoff_seconds,
             )
             for model, options in engine_options(recipe).items()
         }
-        garage = self._garage = Garage(engines, placement, slab=self._capacity.slab)
+        garage = self._garage = Garage(engines, placement, slab=capacity.slab)
         await garage.load(garage.next_group([(garage.use(recipe), frozenset())]))
         return garage
 

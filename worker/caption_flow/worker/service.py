@@ -21,6 +21,7 @@ from caption_flow.protocol.messages import Hello
 from caption_flow.worker import processes
 from caption_flow.worker.client import Address
 from caption_flow.worker.core.events import Leave, Outcome
+from caption_flow.worker.core.placement import takes_device
 from caption_flow.worker.engines.base import Engine, EngineUnavailable
 from caption_flow.worker.engines.factory import build_engine
 from caption_flow.worker.pipeline import LOOK_AHEAD_BYTES
@@ -162,7 +163,7 @@ def _capacity(settings: WorkerSettings) -> Capacity:
         max_requests=settings.batch_size,
         look_ahead_bytes=settings.look_ahead_bytes,
         restart_backoff_seconds=settings.restart_backoff_seconds,
-        takes_device=settings.engine != "openai",
+        on_device=takes_device(settings.engine),
         owner_options=settings.engine_settings,
     )
 

@@ -25,6 +25,9 @@ SHARE_OPTION: Final = "gpu_memory_utilization"
 _MAX_WEIGHED: Final = 7
 """Up to so many models every way to group them is weighed, above they are taken as they come."""
 
+_ELSEWHERE: Final = frozenset({"openai"})
+"""Kinds of engine that are not on this machine."""
+
 Done = frozenset[int]
 """Stages that an item is through with, by position in the recipe."""
 
@@ -79,18 +82,17 @@ def place(
     recipe: Recipe,
     owner_options: Mapping[str, Any] | None = None,
     *,
-    takes_device: bool = True,
+    on_device: bool = True,
 ) -> Placement:
     """Decide which models are loaded together.
 
     All of them if they fit. Otherwise the groups are those that need the fewest swaps, and no group
     takes more than `MAX_SHARE` unless a single model does. ``owner_options`` are the engine options
-    of the worker's owner, laid over the recipe's. Engines that do not take this machine's device
-    always fit.
+    of the worker's owner, laid over the recipe's. Engines that are not ``on_device`` always fit.
     """
     shares = _shares(recipe, owner_options or {})
     models = tuple(shares)
-    if not takes_device:
+    if not on_device:
         return Placement((models,), {})
     candidates = _groupings(models, shares) if len(models) <= _MAX_WEIGHED else iter(())
     placements = [Placement(groups, shares) for groups in candidates]
@@ -101,6 +103,11 @@ def place(
         return len(route([(placement.course(recipe), frozenset())], None)), len(placement.groups)
 
     return min(placements, key=cost)
+
+
+def takes_device(engine_kind: str) -> bool:
+    """Tell whether engines of a kind take this machine's device, so that they have to fit."""
+    return engine_kind not in _ELSEWHERE
 
 
 def route(standings: Collection[Standing], loaded: int | None) -> tuple[int, ...]:
