@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from caption_flow.recipe.stages import Recipe, Stage, build_recipe
@@ -73,6 +73,7 @@ def fits(group: tuple[str, ...], shares: dict[str, float]) -> bool:
     return len(group) == 1 or sum(shares[model] for model in group) <= MAX_SHARE + 1e-9
 
 
+@settings(deadline=None)
 @given(recipes())
 def test_models_are_together_exactly_when_their_shares_fit(recipe: Recipe) -> None:
     placement = place(recipe)
@@ -82,6 +83,7 @@ def test_models_are_together_exactly_when_their_shares_fit(recipe: Recipe) -> No
     assert (len(placement.groups) == 1) == fits(tuple(models), dict(placement.shares))
 
 
+@settings(deadline=None)
 @given(recipes())
 def test_no_other_grouping_that_fits_needs_fewer_swaps(recipe: Recipe) -> None:
     placement = place(recipe)
@@ -92,6 +94,7 @@ def test_no_other_grouping_that_fits_needs_fewer_swaps(recipe: Recipe) -> None:
             assert ours <= fewest_loads([(course, frozenset())], None)
 
 
+@settings(deadline=None)
 @given(recipes(), st.data())
 def test_the_way_through_the_groups_has_no_swap_too_many_wherever_items_are(
     recipe: Recipe, data: st.DataObject
@@ -113,6 +116,7 @@ def test_the_way_through_the_groups_has_no_swap_too_many_wherever_items_are(
     assert len(way) == fewest_loads(standings, loaded)
 
 
+@settings(deadline=None)
 @given(recipes())
 def test_a_slab_costs_no_more_swaps_than_are_reckoned_with(recipe: Recipe) -> None:
     placement = place(recipe)
@@ -124,6 +128,7 @@ def test_a_slab_costs_no_more_swaps_than_are_reckoned_with(recipe: Recipe) -> No
         assert slab == 0 or len(way) <= swaps_a_slab(course)
 
 
+@settings(deadline=None)
 @given(recipes())
 def test_a_visit_leaves_no_stage_out_that_could_be_run_and_runs_none_too_early(
     recipe: Recipe,

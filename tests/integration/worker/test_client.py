@@ -857,3 +857,19 @@ async def test_a_worker_stopped_while_a_model_is_loading_gives_half_done_items_b
         assert await it.exit_code() == 0
         assert time.monotonic() - asked < DRAIN_WORK_SECONDS / 2, "it waited for nothing"
     assert not any(isinstance(message, Results) for message in peer.heard)
+
+
+async def test_a_worker_that_is_stopping_loads_no_other_model_for_what_it_has_begun() -> None:
+    first, second = ScriptedEngine(), answering(model="large")
+    async with scripted_orchestrator() as orchestrator, worker(orchestrator, first, second) as it:
+        peer = await orchestrator.joined(recipe=IN_TURN)
+        await peer.expect(Want)
+        await peer.grant(1, [0])
+        await peer.serve_images(IMAGES, until=1)
+        await first.has_count(1)
+        os.kill(os.getpid(), signal.SIGTERM)
+        await it.says("stopping: finishing what has begun")
+        first.answer("Describe.")
+        assert (await peer.expect(Recalled)).leases == {1: (0,)}
+        assert await it.exit_code() == 0
+    assert second.starts == 0

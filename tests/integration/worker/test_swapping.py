@@ -272,7 +272,12 @@ async def test_a_model_that_was_loaded_before_is_tried_again_if_it_does_not_load
 
 
 async def test_a_model_that_can_be_loaded_no_more_ends_the_work_and_blames_nobody() -> None:
-    async with bench(CHAINED, range(15)) as it:
+    deaths = iter([True])
+
+    def dying(request: Request) -> str | Exception:
+        return EngineDied("chance") if next(deaths, False) else answers(request)
+
+    async with bench(CHAINED, range(15), b=dying) as it:
         it.a.failing_starts.extend(["no device"] * 9)
         error = await it.gone()
     assert str(error) == "a cannot be loaded again: no device"
@@ -300,6 +305,19 @@ async def test_items_abandoned_while_they_wait_are_not_asked_about_again() -> No
         await settle()
     assert set(it.desk.rows) == {8, 9}
     assert len(it.b.seen) == 2
+
+
+async def test_items_abandoned_while_their_model_is_loaded_but_full_are_not_asked_about() -> None:
+    thirty = Slab(min_items=30, max_items=30)
+    async with bench(CHAINED, range(30), b=None, slab=thirty) as it:
+        await it.b.has_count(4)
+        it.pipeline.abandon([(LeaseId(1), 29)])
+        it.b.reply = answers
+        for prompt in it.b.prompts():
+            it.b.answer(prompt)
+        await it.desk.has_rows(*range(29))
+        await settle()
+    assert set(it.desk.rows) == set(range(29))
 
 
 async def test_a_load_that_nobody_waits_for_any_more_does_no_harm() -> None:

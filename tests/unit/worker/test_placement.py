@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from caption_flow.recipe.stages import Recipe, Stage, build_recipe
-from caption_flow.worker.core.placement import describe, place, route, swaps_a_slab
+from caption_flow.worker.core.placement import Course, describe, place, route, swaps_a_slab
 
 
 def recipe(*stages: tuple[str, str, float | None, tuple[str, ...]]) -> Recipe:
@@ -89,11 +89,17 @@ def test_a_slab_begins_with_what_is_loaded_where_the_order_of_stages_allows() ->
 
 
 def test_of_ways_as_short_the_one_is_taken_that_ends_where_new_items_can_begin() -> None:
-    stages = recipe(("s", "a", 0.9, ()), ("t", "b", 0.9, ("s",)), ("u", "c", 0.9, ()))
+    stages = recipe(("u", "c", 0.9, ()), ("s", "a", 0.9, ()), ("t", "b", 0.9, ("s",)))
     placement = place(stages)
     course = placement.course(stages)
     way = route([(course, frozenset())], placement.groups.index(("b",)))
     assert [placement.groups[group] for group in way] == [("a",), ("b",), ("c",)]
+
+
+def test_a_group_that_would_have_to_be_loaded_again_is_not_loaded_too_early() -> None:
+    needs = (frozenset[int](), frozenset({0}), frozenset[int](), frozenset({1, 2}))
+    course = Course(groups=(2, 1, 1, 0), needs=needs)
+    assert route([(course, frozenset())], None) == (2, 1, 0), "1 could begin, but not end"
 
 
 def test_many_models_are_placed_without_weighing_every_way() -> None:
