@@ -47,6 +47,11 @@ OWNERS_KEYS: Final = frozenset(
 
 SYNTHETIC_MODEL: Final = "synthetic"
 
+_SHARE: Final = (
+    "Share of the GPU's memory the engine may take. Models whose shares add up to at most 0.95 are "
+    "loaded together, others in turn; on a CPU it decides nothing else."
+)
+
 
 class SamplingConfig(OpenSection):
     """How the engine chooses words. Any other sampling parameter of vLLM may be added."""
@@ -142,9 +147,7 @@ class EngineKeys(OpenSection):
     dtype: Text | None = Field(
         default=None, description="Precision of the weights, such as `float16` or `bfloat16`."
     )
-    gpu_memory_utilization: Number | None = Field(
-        default=None, gt=0, le=1, description="Share of the GPU's memory the engine may take."
-    )
+    gpu_memory_utilization: Number | None = Field(default=None, gt=0, le=1, description=_SHARE)
     enforce_eager: bool | None = Field(
         default=None, description="Do without CUDA graphs: slower, and a little less memory."
     )
@@ -182,7 +185,9 @@ class StageConfig(EngineKeys):
 
     name: Text = Field(description="What other stages call it.")
     model: Text | None = Field(
-        default=None, description="Hub id or folder of the model; without it, `vllm.model`."
+        default=None,
+        description="Hub id or folder of the model; without it, `vllm.model`. Stages of one model "
+        "share its engine.",
     )
     prompts: Texts = Field(
         description="What is asked about each image; each prompt gives one text. "
@@ -233,9 +238,7 @@ class VllmConfig(EngineKeys):
     max_model_len: WholeNumber | None = Field(
         default=16384, ge=1, description="Longest prompt and answer together, in tokens."
     )
-    gpu_memory_utilization: Number | None = Field(
-        default=0.92, gt=0, le=1, description="Share of the GPU's memory the engine may take."
-    )
+    gpu_memory_utilization: Number | None = Field(default=0.92, gt=0, le=1, description=_SHARE)
     batch_size: WholeNumber | None = Field(
         default=None,
         ge=1,

@@ -6,24 +6,26 @@ import asyncio
 import contextlib
 import gc
 import weakref
-from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from caption_flow.protocol.messages import ItemDescription, LeaseId
+from caption_flow.protocol.messages import LeaseId
 from caption_flow.protocol.rows import Row, StageStats
 from caption_flow.recipe.quality import Quality, Retry
-from caption_flow.recipe.stages import Recipe, Stage, build_recipe
+from caption_flow.recipe.stages import Stage, build_recipe
 from caption_flow.recipe.structure import Structure
 from caption_flow.worker.core.leases import Job
+from caption_flow.worker.core.placement import Placement
 from caption_flow.worker.core.starvation import Cause
 from caption_flow.worker.engines.base import Completion, EngineDied, Request, RequestRefused
+from caption_flow.worker.garage import Garage
 from caption_flow.worker.images.load import ImageError, LoadedImage
 from caption_flow.worker.pipeline import EngineGoneError, Pipeline
 from caption_flow.worker.supervision import SupervisedEngine
+from tests.support.desk import ListedDesk
 from tests.support.engines import PATIENCE_SECONDS, ScriptedEngine, ScriptedLoader, loaded_image
 
 ONE_STAGE = (Stage("default", "m", ("{column:n}",)),)
@@ -31,52 +33,6 @@ TWO_STAGES = (
     Stage("first", "m", ("{column:n}",), output_field="draft"),
     Stage("second", "m", ("again {draft}",), requires=("first",)),
 )
-
-
-class ListedDesk:
-    """Hands out items from a list, and collects rows."""
-
-    def __init__(
-        self, recipe: Recipe, items: Iterable[int], columns: Mapping[int, Any] | None
-    ) -> None:
-        self.recipe = recipe
-        self.waiting = deque(items)
-        self.columns = columns or {}
-        self.begun: list[int] = []
-        self.rows: dict[int, Row] = {}
-        self.moved = asyncio.Event()
-        self.is_held_back = False
-
-    def next_job(self) -> Job | None:
-        if not self.waiting or self.is_held_back:
-            return None
-        index = self.waiting.popleft()
-        self.begun.append(index)
-        self.moved.set()
-        columns = {"n": f"item {index}"} | self.columns.get(index, {})
-        item = ItemDescription(index, columns=columns)
-        return Job(LeaseId(1), item, self.recipe.fingerprint)
-
-    def deliver(self, job: Job, row: Row) -> None:
-        assert job.item.index == row.item_index
-        assert row.item_index not in self.rows, "one row per item"
-        self.rows[row.item_index] = row
-        self.moved.set()
-
-    async def has_begun(self, count: int) -> None:
-        """Wait until so many items have been begun."""
-        async with asyncio.timeout(PATIENCE_SECONDS):
-            while len(self.begun) != count:
-                self.moved.clear()
-                await self.moved.wait()
-
-    async def has_rows(self, *items: int) -> list[Row]:
-        """Wait until these items have their rows, and return them."""
-        async with asyncio.timeout(PATIENCE_SECONDS):
-            while not all(item in self.rows for item in items):
-                self.moved.clear()
-                await self.moved.wait()
-        return [self.rows[item] for item in items]
 
 
 class Bench:
@@ -104,9 +60,9 @@ async def bench(
         engine.model: SupervisedEngine(engine, **{"backoff_seconds": 0.0, **(supervision or {})})
         for engine in engines
     }
-    for engine in supervised.values():
-        await engine.start()
-    pipeline = Pipeline(desk, loader, supervised, **options)
+    garage = Garage(supervised, Placement((tuple(supervised),), dict.fromkeys(supervised, 0.1)))
+    await garage.load(0)
+    pipeline = Pipeline(desk, loader, garage, **options)
     pipeline.use(recipe)
     it = Bench(pipeline, desk, loader)
     try:

@@ -18,6 +18,7 @@ EMPTY_CAPTION: Final = "empty_caption"
 INVALID_JSON: Final = "invalid_json"
 INVALID_ANSWER: Final = "invalid_answer"
 """An answer that is none of the stage's choices, or does not match its regex."""
+IMAGE_CHANGED: Final = "image_changed"
 MAX_ERROR_CHARACTERS: Final = 2000
 
 
@@ -69,7 +70,14 @@ class Draft:
         self.outputs = self.recipe.no_outputs()
 
     def note_image(self, loaded: LoadedImage) -> None:
-        """Note the picture's facts, not the picture."""
+        """Note the picture's facts, not the picture.
+
+        Raises:
+            ItemError: an earlier stage saw another picture.
+
+        """
+        if self.content_hash not in {None, loaded.image.content_hash}:
+            raise ItemError(IMAGE_CHANGED, "the image was changed between two of its stages")
         self.width, self.height, self.format = loaded.width, loaded.height, loaded.format
         self.file_size, self.content_hash = loaded.file_size, loaded.content_hash
 

@@ -21,6 +21,7 @@ from caption_flow.protocol.messages import Hello
 from caption_flow.worker import processes
 from caption_flow.worker.client import Address
 from caption_flow.worker.core.events import Leave, Outcome
+from caption_flow.worker.core.placement import takes_device
 from caption_flow.worker.engines.base import Engine, EngineUnavailable
 from caption_flow.worker.engines.factory import build_engine
 from caption_flow.worker.pipeline import LOOK_AHEAD_BYTES
@@ -172,6 +173,8 @@ def _capacity(settings: WorkerSettings) -> Capacity:
         restart_backoff_seconds=settings.restart_backoff_seconds,
         engine_stall_seconds=settings.engine_stall_seconds,
         max_engine_restarts=settings.max_engine_restarts,
+        on_device=takes_device(settings.engine),
+        owner_options=settings.engine_settings,
     )
 
 

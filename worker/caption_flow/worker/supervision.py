@@ -108,20 +108,38 @@ class SupervisedEngine:
         self._engine.expect(samplings)
 
     async def start(self) -> None:
-        """Load the model. Raises `EngineUnavailable`."""
-        await self._engine.start()
+        """Load the model, for the first time or again after `stop`. Raises `EngineUnavailable`.
+
+        What cannot be loaded at first is wrong and told at once. What could be loaded once is
+        tried again: the device may not have been free yet.
+        """
+        try:
+            await self._engine.start()
+        except EngineError as error:
+            if self._gate is None:
+                raise
+            log.warning("engine does not start", model=self.model, reason=str(error))
+            await self._revive(str(error))
+            if self._gone is not None:
+                self._gone = EngineUnavailable(f"{self.model} cannot be loaded again: {error}")
+                raise self._gone from error
         wanted = self._engine.requests_in_flight
         self._gate = Gate(min(wanted, self._max_requests or wanted))
+        if self._death.done():
+            self._death = asyncio.get_running_loop().create_future()
         self._up.set()
         self._watch = asyncio.create_task(self._watch_for_stalls())
 
     async def stop(self) -> None:
-        """Stop watching and reviving, and stop the engine."""
+        """Stop watching and reviving, and stop the engine; `start` may load it again."""
+        self._up.clear()
         for task in (self._watch, self._revival):
             if task is not None:
                 task.cancel()
                 await asyncio.wait([task])
-        await self._engine.stop()
+        self._watch = self._revival = None
+        self._troubles, self.suspects = 0, ()
+        await self._stop_engine()
 
     def slots_for(self, requests: int, deaths: int) -> int:
         """Return how many slots so many requests of an item with so many deaths take.
@@ -253,11 +271,7 @@ class SupervisedEngine:
         self._up.set()
 
     async def _restart(self) -> None:
-        try:
-            async with asyncio.timeout(STOP_SECONDS):
-                await self._engine.stop()
-        except TimeoutError:
-            log.warning("engine does not stop", model=self.model, seconds=STOP_SECONDS)
+        await self._stop_engine()
         await asyncio.sleep(self._backoff_seconds * 2 ** (self._troubles - 1))
         try:
             async with asyncio.timeout(self._restart_seconds):
@@ -266,6 +280,13 @@ class SupervisedEngine:
             raise EngineUnavailable(
                 f"it did not start again within {self._restart_seconds:g} s: is its device broken?"
             ) from error
+
+    async def _stop_engine(self) -> None:
+        try:
+            async with asyncio.timeout(STOP_SECONDS):
+                await self._engine.stop()
+        except TimeoutError:
+            log.warning("engine does not stop", model=self.model, seconds=STOP_SECONDS)
 
 
 def _restarts(most: int) -> str:
