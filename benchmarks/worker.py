@@ -134,6 +134,15 @@ class Timed:
         """The engine's own."""
         return self._engine.requests_in_flight
 
+    @property
+    def beats(self) -> int:
+        """The engine's own."""
+        return self._engine.beats
+
+    def expect(self, samplings: Sequence[Mapping[str, Any]]) -> None:
+        """Tell the engine, which looks at it when it starts."""
+        self._engine.expect(samplings)
+
     async def start(self) -> None:
         """Start the engine, unless it is up already."""
         await self._engine.start()

@@ -12,6 +12,7 @@ import importlib.util
 import itertools
 import multiprocessing
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -24,6 +25,7 @@ import pytest
 import pytest_asyncio
 
 from caption_flow.config.secret import Secret
+from caption_flow.recipe.structure import Structure
 from caption_flow.worker.engines import guard
 from caption_flow.worker.engines.base import (
     Engine,
@@ -99,6 +101,7 @@ async def vllm_kit() -> AsyncIterator[Kit]:
         # What a recipe for a GPU says of its memory must not matter on a machine without one.
         {"max_model_len": 512, "enforce_eager": True, "gpu_memory_utilization": 0.3},
     )
+    engine.expect([Structure(FACTS).sampling()])
     yield Kit(
         engine,
         expected=caption,
@@ -243,6 +246,29 @@ async def test_the_engine_names_its_model(kit: Kit) -> None:
     assert kit.engine.model
 
 
+CHOICES = ("a triangle", "no triangle")
+FACTS = {
+    "type": "object",
+    "properties": {
+        "title": {"type": "string", "maxLength": 20},
+        "tags": {"type": "array", "items": {"enum": ["red", "round"]}, "maxItems": 3},
+    },
+    "required": ["title", "tags"],
+    "additionalProperties": False,
+}
+
+
+@pytest.mark.parametrize("structure", [Structure(FACTS), Structure(choice=CHOICES)])
+async def test_an_answer_has_the_structure_it_was_asked_for_in(
+    kit: Kit, structure: Structure
+) -> None:
+    names = list(SCENES)
+    asked = [kit.engine.generate(kit.request(name, **structure.sampling())) for name in names]
+    for answer in await asyncio.gather(*asked):
+        structure.read(answer.text.strip())
+        assert answer.finish_reason == "stop"
+
+
 # --------------------------------------------------------------------------- refusing, cancelling
 
 
@@ -279,7 +305,9 @@ async def test_what_is_in_a_stopping_engine_dies_with_it(kit: Kit) -> None:
         asyncio.create_task(kit.engine.generate(kit.request("blue", **kit.slow))) for _ in range(3)
     ]
     await entered(asked)
+    beats = kit.engine.beats
     await kit.engine.stop()
+    assert kit.engine.beats >= beats, "signs of life are counted over all lives"
     async with asyncio.timeout(PATIENCE_SECONDS):
         outcomes = await asyncio.gather(*asked, return_exceptions=True)
     assert {type(outcome) for outcome in outcomes} == {EngineDied}
@@ -344,6 +372,47 @@ async def test_vllm_refuses_impossible_sampling_for_that_request_alone(
 
 
 @about_vllm
+async def test_vllm_keeps_to_a_regex(vllm: VllmKit) -> None:
+    pattern = "(circle|square) [0-9]{2}"
+    said = await vllm.says(vllm.kit.request("red", **Structure(regex=pattern).sampling()))
+    assert re.fullmatch(pattern, said)
+
+
+@about_vllm
+async def test_vllm_shrinks_a_picture_that_does_not_fit_beside_its_prompt(vllm: VllmKit) -> None:
+    # 506 tokens with the picture, 499 with a smaller one; 512 are the limit, 8 for the answer.
+    request = replace(vllm.kit.request("red", max_tokens=8), prompt="word " * 160)
+    answer = await vllm.kit.engine.generate(request)
+    assert answer.image_scaled_to is not None
+    width, height = answer.image_scaled_to
+    assert (width, height) < request.image.pixels.size
+    assert 0.9 < width / height < 1.1
+    assert answer.tokens_in <= 512 - 8
+    again = await vllm.kit.engine.generate(request)
+    assert again == answer
+    assert await vllm.answers_rightly(), "the whole picture is another in vLLM's caches"
+    whole = await vllm.kit.engine.generate(vllm.kit.request("red"))
+    assert whole.image_scaled_to is None
+
+
+@about_vllm
+async def test_vllm_leaves_a_picture_whole_where_shrinking_it_makes_no_room(vllm: VllmKit) -> None:
+    request = replace(vllm.kit.request("red", max_tokens=128), prompt="word " * 150)
+    answer = await vllm.kit.engine.generate(request)
+    assert answer.image_scaled_to is None
+    assert answer.tokens_in > 450
+
+
+@about_vllm
+async def test_a_prompt_too_long_for_any_picture_is_refused(vllm: VllmKit) -> None:
+    request = replace(vllm.kit.request("red", max_tokens=8), prompt="word " * 165)
+    with pytest.raises(RequestRefused, match="as small as it may get") as refused:
+        await vllm.kit.engine.generate(request)
+    assert refused.value.kind == "prompt_too_long"
+    assert await vllm.answers_rightly()
+
+
+@about_vllm
 async def test_control_tokens_in_a_prompt_do_vllm_no_harm(vllm: VllmKit) -> None:
     odd = replace(vllm.kit.request("red"), prompt="<|image_pad|><|vision_start|> <|im_end|> \0 {x}")
     with contextlib.suppress(RequestRefused):
@@ -356,6 +425,17 @@ async def test_a_seed_does_vllm_no_harm(vllm: VllmKit) -> None:
     requests = [vllm.kit.request(name, seed=7) for name in list(SCENES) * 4]
     assert await asyncio.gather(*map(vllm.says, requests))
     assert await vllm.answers_rightly()
+
+
+@about_vllm
+async def test_vllms_tokens_are_signs_of_life_while_nothing_is_answered(vllm: VllmKit) -> None:
+    before = vllm.kit.engine.beats
+    asked = asyncio.create_task(vllm.says(vllm.kit.request("red", **vllm.kit.slow)))
+    await eventually(lambda: vllm.kit.engine.beats > before + 20)
+    assert not asked.done()
+    asked.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asked
 
 
 @about_vllm
@@ -456,3 +536,30 @@ async def test_a_model_that_sees_nothing_is_told_before_it_is_loaded(tmp_path: P
     )
     with pytest.raises(EngineUnavailable, match="does not look at pictures"):
         await VllmEngine(str(tmp_path), {}).start()
+
+
+@about_vllm
+@pytest.mark.parametrize(
+    ("sampling", "said"),
+    [
+        ({"presense_penalty": 1}, "did you mean 'presence_penalty'"),
+        ({"temperature": -3}, "temperature"),
+        ({"structured_outputs": {"regex": "a", "choice": ["a"]}}, "structured outputs"),
+    ],
+)
+async def test_sampling_that_no_request_could_come_with_is_refused_before_loading(
+    sampling: dict[str, Any], said: str
+) -> None:
+    engine = VllmEngine(str(MODEL_FOLDER), {"enforce_eager": True})
+    engine.expect([{"max_tokens": 8}, sampling])
+    with pytest.raises(EngineUnavailable, match=said):
+        await engine.start()
+
+
+@about_vllm
+async def test_a_structure_vllm_cannot_keep_to_is_refused_by_the_start(vllm_kit: Kit) -> None:
+    await vllm_kit.engine.stop()
+    engine = VllmEngine(str(MODEL_FOLDER), {"max_model_len": 512, "enforce_eager": True})
+    engine.expect([Structure(regex="(?=a)b").sampling()])
+    with pytest.raises(EngineUnavailable, match=r"with .*\(\?=a\)b.*Grammar error"):
+        await engine.start()

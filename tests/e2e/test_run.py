@@ -340,6 +340,32 @@ def test_a_dry_run_shows_what_would_be_asked_and_writes_nothing(tmp_path: Path) 
     assert done.err == ""
 
 
+def test_a_dry_run_says_how_several_models_share_the_device(tmp_path: Path) -> None:
+    make_images(tmp_path / "photos", 1)
+    stages = [
+        {"name": "look", "model": "a/one", "prompts": ["What is it?"], "output_field": "detailed"},
+        {"name": "condense", "model": "a/two", "prompts": ["Shorten: {detailed}"]},
+    ]
+    vllm = {"stages": stages, "gpu_memory_utilization": 0.6}
+    content: dict[str, Any] = {"orchestrator": {"vllm": vllm, "dataset": LOCAL}}
+    ask = ("run", "photos", "--config", _config(tmp_path, content), "--dry-run")
+
+    in_turn = caption_flow(*ask, cwd=tmp_path)
+    content["worker"] = {"vllm": {"gpu_memory_utilization": 0.3}}
+    _config(tmp_path, content)
+    together = caption_flow(*ask, cwd=tmp_path)
+
+    assert (
+        "\nModels   a/one and a/two do not fit on the device together (gpu_memory_utilization "
+        "0.6 + 0.6, more than 0.95) and are loaded in turn: a/one, then a/two, for 256 items at a "
+        "time at first, then as many as keep loading under 5% of the time (at most 50,000)\n"
+    ) in in_turn.out, in_turn.said
+    assert (
+        "\nModels   a/one and a/two are loaded together (gpu_memory_utilization 0.3 + 0.3, "
+        "at most 0.95)\n"
+    ) in together.out, together.said
+
+
 # --------------------------------------------------------------------------- a hard life
 
 LOCAL: dict[str, Any] = {"type": "local_filesystem", "dataset_path": "photos"}

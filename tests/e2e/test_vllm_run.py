@@ -25,6 +25,7 @@ from tests.support.cli import (
     make_images,
     rows_by_name,
 )
+from tests.support.vllm_plugin import lay_out_plugin
 from tests.tiny_vlm.make_samples import IMAGES_FOLDER, truths
 from tests.tiny_vlm.serving import MODEL_FOLDER
 
@@ -84,7 +85,7 @@ def captioned(tmp_path_factory: pytest.TempPathFactory) -> Captioned:
         "HOME": os.environ.get("HOME", str(home)),  # vLLM's caches
         "VLLM_CPU_KVCACHE_SPACE": "1",
         "HF_HUB_OFFLINE": "1",
-        "PYTHONPATH": os.pathsep.join([str(_plugin(home)), *ROOTS]),
+        "PYTHONPATH": os.pathsep.join([str(lay_out_plugin(home, RECORDER)), *ROOTS]),
         "RECORDED": str(recorded),
     }
     ask = ("run", folder, "--config", CONFIG)
@@ -104,17 +105,6 @@ def _prompts(recorded: Path) -> dict[str, list[str]]:
         asked = json.loads(line)
         prompts.setdefault(asked["image"], []).append(tokenizer.decode(asked["tokens"]))
     return prompts
-
-
-def _plugin(home: Path) -> Path:
-    """Lay out a distribution with a plugin that vLLM finds and loads wherever it runs."""
-    site = home / "plugins"
-    about = site / "recorder-1.0.dist-info"
-    about.mkdir(parents=True)
-    (site / "recorder.py").write_text(RECORDER)
-    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: recorder\nVersion: 1.0\n")
-    (about / "entry_points.txt").write_text("[vllm.general_plugins]\nrecorder = recorder:install\n")
-    return site
 
 
 def test_every_caption_is_the_right_one_for_its_image(captioned: Captioned) -> None:

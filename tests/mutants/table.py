@@ -23,6 +23,10 @@ STORAGE_TESTS: Final = (
     "tests/integration/storage/test_partials.py",
 )
 SERVICE_TESTS: Final = ("tests/integration/orchestrator/test_ending.py",)
+STALL_TESTS: Final = (
+    "tests/unit/worker/test_silence.py",
+    "tests/integration/worker/test_pipeline.py",
+)
 OUTBOX_TESTS: Final = ("tests/unit/worker/test_outbox.py", "tests/property/test_outbox.py")
 
 
@@ -48,6 +52,10 @@ def _storage(name: str, promise: str, module: str, old: str, new: str) -> Mutant
 
 def _outbox(name: str, promise: str, old: str, new: str) -> Mutant:
     return Mutant(name, promise, OUTBOX, old, new, OUTBOX_TESTS)
+
+
+def _stall(name: str, promise: str, module: str, old: str, new: str) -> Mutant:
+    return Mutant(name, promise, f"worker/caption_flow/worker/{module}.py", old, new, STALL_TESTS)
 
 
 MUTANTS: Final[tuple[Mutant, ...]] = (
@@ -673,5 +681,62 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
         "batches leave in the order of their numbers",
         "leaving = [batch for batch in self._batches if batch.seq > self._sent]",
         "leaving = [batch for batch in reversed(self._batches) if batch.seq > self._sent]",
+    ),
+    # ------------------------------------------------------------------ engines that hang
+    _stall(
+        "idle engine stalls",
+        "an engine without requests is never silent",
+        "core/silence",
+        "if busy and beats == self._beats:",
+        "if self._beats in (None, beats):",
+    ),
+    _stall(
+        "stopped worker blames its engine",
+        "time in which nobody looked is not the engine's silence",
+        "core/silence",
+        "min(now - self._looked, self.longest_gap_seconds)",
+        "now - self._looked",
+    ),
+    _stall(
+        "stall not noticed",
+        "an engine that gives no token is restarted",
+        "supervision",
+        "if seconds >= self._stall_seconds:",
+        "if seconds < 0:",
+    ),
+    _stall(
+        "stall with tokens flowing",
+        "tokens are signs of life",
+        "supervision",
+        "self._engine.beats + self._outcomes + self._life",
+        "self._outcomes + self._life",
+    ),
+    _stall(
+        "stall while others are answered",
+        "answers and refusals are signs of life",
+        "supervision",
+        "self._engine.beats + self._outcomes + self._life",
+        "self._engine.beats + self._life",
+    ),
+    _stall(
+        "stall inherited by the next life",
+        "an engine that was restarted has all its time again",
+        "supervision",
+        "self._engine.beats + self._outcomes + self._life",
+        "self._engine.beats + self._outcomes",
+    ),
+    _stall(
+        "stall waits for what cannot be cancelled",
+        "a hung engine need not let go of its requests",
+        "supervision",
+        "await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)",
+        "await asyncio.wait([task])",
+    ),
+    _stall(
+        "stall in a restart goes on for ever",
+        "an engine that hangs while it is loaded again is given up",
+        "supervision",
+        "async with asyncio.timeout(self._restart_seconds):",
+        "async with asyncio.timeout(None):",
     ),
 )

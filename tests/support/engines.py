@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from PIL import Image
@@ -44,15 +44,26 @@ class ScriptedEngine:
         self.in_flight: dict[str, tuple[Request, asyncio.Future[str]]] = {}
         self.seen: list[Request] = []
         self.most_in_flight = 0
+        self.beats = 0
         self.starts = 0
         self.stops = 0
         self.failing_starts: deque[str] = deque()
         self.start_gate: asyncio.Event | None = None
         self._moved = asyncio.Event()
         self._is_up = False
+        self.expected: list[Mapping[str, Any]] = []
+        self.finish_reasons: Sequence[str | None] = ()
+        """Of the answers, by the place of their request; None, and those beyond, are "stop"."""
+        self.scaled: Mapping[str, tuple[int, int]] = {}
+        """By prompt: the size to which the engine says it shrank the picture."""
+
+    def expect(self, samplings: Sequence[Mapping[str, Any]]) -> None:
+        assert not self._is_up, "it is to know before it starts"
+        self.expected = list(samplings)
 
     async def start(self) -> None:
         self.starts += 1
+        self._moved.set()
         if self.start_gate is not None:
             await self.start_gate.wait()
         if self.failing_starts:
@@ -69,6 +80,7 @@ class ScriptedEngine:
             raise EngineDied("not running")
         assert request.id not in self.in_flight, "a request's id is used twice"
         future: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        number = len(self.seen)
         self.seen.append(request)
         self.in_flight[request.id] = (request, future)
         self.most_in_flight = max(self.most_in_flight, len(self.in_flight))
@@ -78,7 +90,13 @@ class ScriptedEngine:
         finally:
             del self.in_flight[request.id]
             self._moved.set()
-        return Completion(text, tokens_in=10, tokens_out=len(text.split()), finish_reason="stop")
+        return Completion(
+            text,
+            tokens_in=10,
+            tokens_out=len(text.split()),
+            finish_reason=next(iter(self.finish_reasons[number : number + 1]), None) or "stop",
+            image_scaled_to=self.scaled.get(request.prompt),
+        )
 
     async def _answer(self, request: Request, future: asyncio.Future[str]) -> str:
         if self.reply is None:

@@ -19,6 +19,7 @@ from typing import Any
 from aiohttp import web
 from PIL import Image
 
+from caption_flow.worker.engines.synthetic_structure import structured_answer
 from tests.support.pictures import seen
 
 MODEL = "tiny"
@@ -216,10 +217,22 @@ class ScriptedServer:
         return web.json_response(self._completion(asked))
 
     def _completion(self, asked: Asked) -> dict[str, Any]:
-        words = seen(asked.picture).split()
+        text = seen(asked.picture)
+        structure = structure_asked_for(asked.body)
+        if structure is not None:
+            text = structured_answer(structure, text, 0) or text
+        words = text.split(" ")
         limit = asked.body["max_tokens"]
         finish_reason = "length" if len(words) > limit else "stop"
         return whole_answer(" ".join(words[:limit]), finish_reason=finish_reason)
+
+
+def structure_asked_for(body: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """Return the structure a request asks for, in vLLM's form, or None."""
+    if "response_format" in body:
+        return {"json": body["response_format"]["json_schema"]["schema"]}
+    structure: Mapping[str, Any] | None = body.get("structured_outputs")
+    return structure
 
 
 def _error(message: str) -> Mapping[str, Any]:

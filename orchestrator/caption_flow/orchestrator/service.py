@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 import time
+from collections import Counter
 from collections.abc import (
     AsyncIterator,
     Callable,
@@ -155,6 +156,8 @@ class Orchestrator:
             now=self._clock(),
         )
         self._tally = Tally(store.snapshot.totals, now=self._clock())
+        self._flags: Counter[str] = Counter()
+        """Rows of this orchestrator's own time by flag; what was stored before is in the parts."""
         self._buffered = store.snapshot.buffered
         self._conversations = Conversations(self)
         self._tasks: set[asyncio.Task[None]] = set()
@@ -391,6 +394,7 @@ class Orchestrator:
             f"step {now.done}/{now.total}",  # noqa: G004  -- the form is what counts
             captioned=now.captioned,
             failed=now.failed,
+            flagged=dict(self._flags),
             total=total,
             rate=f"{now.rate:.1f}/s",
             workers=now.workers,
@@ -478,6 +482,7 @@ class Orchestrator:
             "listed": now.listed,
             "captioned": now.captioned,
             "failed": dict(now.failures),
+            "flagged": dict(self._flags),
             "pending": now.pending,
             "leased": now.leased,
             "unserved": dict(now.unserved),
@@ -560,6 +565,7 @@ class Orchestrator:
                 output_fields=self._recipe.output_fields,
                 contributor="" if link is None else link.contributor,
                 worker=effect.worker,
+                optional_fields=self._recipe.optional_fields,
                 leg=leg,
             )
         future = self._store.write(write)
@@ -584,6 +590,7 @@ class Orchestrator:
             self._cannot_store(error)
         else:
             self._count(write.counts)
+            self._flags.update(write.flags)
             self.apply(ev.Committed(effect.ticket))
             if link is not None and not link.refused:
                 link.outgoing.acknowledge(effect.seq)

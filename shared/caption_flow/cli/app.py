@@ -41,6 +41,7 @@ COMMANDS: Final[dict[str, Command]] = {
         "Lead a run: hand out the dataset to workers and keep what they write.",
     ),
     "worker": Command("worker", "worker", "Join an orchestrator and caption what it hands out."),
+    "doctor": Command("doctor", "doctor", "Say what this machine can run, and what to install."),
     "export": Command(
         "export", "export", "Write a run's captions as txt, json, jsonl, csv or parquet."
     ),

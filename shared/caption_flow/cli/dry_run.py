@@ -20,6 +20,8 @@ from caption_flow.recipe.stages import Recipe
 from caption_flow.storage.catalog import Catalog
 from caption_flow.storage.database import open_for_reading
 from caption_flow.storage.reader import StorageReader
+from caption_flow.worker.core.placement import describe, place, takes_device
+from caption_flow.worker.core.slabs import SPOKEN
 
 _SHOWN_FILES: Final = 10
 _BATCH: Final = 1000
@@ -132,9 +134,18 @@ def _report(plan: Plan, outlook: Outlook) -> Iterator[str]:
     yield from _questions(plan.config.recipe())
     yield ""
     yield f"Engine   {plan.engine}, {plan.workers}"
+    if (models := _models(plan)) is not None:
+        yield f"Models   {models}"
     how = f"{plan.export_column}, --existing {plan.existing}"
     yield f"Texts    {for_people(plan.destination)} ({how})"
     yield f"Results  {for_people(plan.data_dir)}"
+
+
+def _models(plan: Plan) -> str | None:
+    """Say how several models share a device, as the workers will."""
+    recipe = plan.config.recipe()
+    placement = place(recipe, plan.owner_options, on_device=takes_device(plan.engine))
+    return describe(placement, recipe, SPOKEN)
 
 
 def _questions(recipe: Recipe) -> Iterator[str]:

@@ -68,6 +68,8 @@ def print_stats(data_dir: Path) -> None:
     print(f"rows       {stats['total_rows']:,}")
     print(f"captioned  {stats['captioned']:,}")
     print(f"failed     {stats['failed']:,}{f'  ({kinds})' if kinds else ''}")
+    for flag, count in sorted(stats["flags"].items()):
+        print(f"flagged    {count:,} {flag}")
     for name, count in stats["captions_by_field"].items():
         print(f"texts      {count:,} in {name}")
     if len(stats["shards"]) > 1:

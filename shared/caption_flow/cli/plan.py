@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from caption_flow.cli.folders import for_people, refuse_unwritable
 from caption_flow.config.orchestrator import OrchestratorConfig
@@ -18,7 +19,8 @@ class Plan:
 
     ``server`` is the openai engine's; ``worker_arguments`` are those of ``caption-flow worker``
     beside the connection, ``worker_secrets`` what goes into its environment; ``gpus`` has one entry
-    a worker, see `caption_flow.cli.gpus.choose_gpus`.
+    a worker, see `caption_flow.cli.gpus.choose_gpus`. ``owner_options`` are
+    the engine options that a file's `worker` section lays over the recipe's.
     """
 
     config: OrchestratorConfig
@@ -31,6 +33,7 @@ class Plan:
     existing: str
     export_column: str
     limit: int | None
+    owner_options: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def dataset(self) -> Path:

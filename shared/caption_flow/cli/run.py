@@ -163,6 +163,7 @@ def run(
         existing=existing.value,
         export_column=export_column or recipe.stages[-1].output_field,
         limit=limit,
+        owner_options=workers.config.vllm.engine_keys(),
     )
     raise typer.Exit(_carry_out(plan, dry_run_only))
 

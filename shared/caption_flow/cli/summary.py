@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Final
@@ -15,6 +16,7 @@ from caption_flow.cli.plan import Plan
 from caption_flow.cli.progress_view import duration, rate
 from caption_flow.orchestrator.core.progress import Progress
 from caption_flow.storage.exporter.report import ExportReport
+from caption_flow.storage.parts import count_flags
 from caption_flow.storage.reader import StorageReader
 
 _SHOWN_FAILURES: Final = 10
@@ -30,10 +32,12 @@ class Failure:
 
 @dataclass(slots=True)
 class Findings:
-    """What the rows say: the first failures, and how many rows another recipe made."""
+    """What the rows say: the first failures, flags, and how many rows another recipe made."""
 
     failures: list[Failure] = field(default_factory=list)
     of_other_recipes: int = 0
+    flags: Counter[str] = field(default_factory=Counter)
+    flagged: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,11 +68,14 @@ def look_at_rows(plan: Plan) -> Findings:
     """Go over a run's rows. Raises `StorageError`."""
     findings = Findings()
     ours = plan.config.recipe().fingerprint
-    columns = ["filename", "status", "error", "recipe"]
+    columns = ["filename", "status", "error", "recipe", "flags"]
     with closing(StorageReader(plan.data_dir)) as reader:
         for batch in reader.batches(None, columns) if reader.columns else ():
             of_others = pc.sum(pc.not_equal(batch.column("recipe"), ours)).as_py()
             findings.of_other_recipes += of_others or 0
+            findings.flags.update(count_flags(batch))
+            lengths = pc.fill_null(pc.list_value_length(batch.column("flags")), 0)
+            findings.flagged += pc.sum(pc.greater(lengths, 0)).as_py() or 0
             failed = batch.filter(pc.equal(batch.column("status"), "failed"))
             room = _SHOWN_FAILURES - len(findings.failures)
             for row in failed.slice(0, room).to_pylist():
@@ -87,7 +94,9 @@ def summary(
         yield _line("logs", for_people(plan.data_dir / "logs"))
         return
     yield _line("captioned", f"{progress.captioned:,}")
-    yield _line("failed", f"{progress.failed:,}{_kinds(progress)}")
+    yield _line("failed", f"{progress.failed:,}{_kinds(progress.failures)}")
+    if findings.flagged:
+        yield _line("flagged", f"{findings.flagged:,}{_kinds(findings.flags)}")
     if outcome.left_out:
         yield _line("left out", f"{outcome.left_out:,} have a .txt already (see --existing)")
     if report is not None:
@@ -130,8 +139,8 @@ def _line(label: str, text: str) -> str:
     return f"  {label:<10} {text}"
 
 
-def _kinds(progress: Progress) -> str:
-    kinds = ", ".join(f"{kind}: {n:,}" for kind, n in sorted(progress.failures.items()) if n)
+def _kinds(counts: Mapping[str, int]) -> str:
+    kinds = ", ".join(f"{kind}: {n:,}" for kind, n in sorted(counts.items()) if n)
     return f"  ({kinds})" if kinds else ""
 
 

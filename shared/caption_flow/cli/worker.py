@@ -86,6 +86,19 @@ def worker(
             "workers run the others.",
         ),
     ] = None,
+    engine_stall_seconds: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SECONDS",
+            help="Restart an engine that has requests and gives no token for so long.",
+        ),
+    ] = None,
+    max_engine_restarts: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N", help="Restarts without an answer in between before the worker gives up."
+        ),
+    ] = None,
     when_finished: Annotated[
         str | None,
         typer.Option(
@@ -136,6 +149,8 @@ def worker(
             "engine.type": engine,
             "engine.base_url": base_url,
             "engine.api_key": api_key,
+            "engine_stall_seconds": engine_stall_seconds,
+            "max_engine_restarts": max_engine_restarts,
             "verify_ssl": False if no_verify_ssl else None,
             "when_finished": None if when_finished is None else when_finished.replace("-", "_"),
             "post_exec_hook": post_exec_hook,
@@ -233,6 +248,8 @@ def settings_from(
         model=model,
         batch_size=batch_size,
         look_ahead_items=config.readahead_size,
+        engine_stall_seconds=config.engine_stall_seconds,
+        max_engine_restarts=config.max_engine_restarts,
         gpu_id=config.gpu_id,
         stages=config.stages,
         connect_seconds=connect_seconds,

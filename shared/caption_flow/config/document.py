@@ -55,6 +55,28 @@ environment and `file:PATH` from a file, when they are needed. They are never sh
 
 Lists are joined by ", "; a missing or null column leaves nothing. Other braces are text. A stage
 runs after those it requires and those whose fields its prompts refer to.
+
+**Structured output** makes answers that programs can use: a stage may have a `json_schema`, a
+`choice` of texts, or a `regex`. The engine then writes nothing else, and every answer is checked.
+
+```yaml
+stages:
+  - name: facts
+    prompts: [Title and tag this image.]
+    output_field: facts
+    json_schema:
+      type: object
+      properties:
+        title: {type: string, maxLength: 80}
+        tags: {type: array, items: {type: string}, maxItems: 10}
+      required: [title, tags]
+    columns: [title, tags]
+  - name: caption
+    prompts: ["Describe this image, titled {title}. Mention {tags}."]
+```
+
+`facts` holds the JSON text; `title` and `tags` are columns of their own, in Parquet and in exports,
+with one text for each entry of a list, and none where the key is missing or null.
 """
 
 _SECTIONS: Final[Mapping[str, type[Section]]] = {
@@ -105,7 +127,9 @@ def _own_keys_first(section: type[Section]) -> list[tuple[str, FieldInfo]]:
 def _described_before(name: str, key: str) -> bool:
     """Tell whether the section has the keys of one whose table stands already."""
     same = {"orchestrator.auth": ("monitor_tokens", "admin_tokens")}
-    return key in same.get(name, ()) or (name.endswith("stages[]") and key == "sampling")
+    return key in same.get(name, ()) or (
+        name.rsplit(".", maxsplit=1)[-1] in {"stages[]", "retry"} and key in {"sampling", "quality"}
+    )
 
 
 def _plain(docstring: str | None) -> str:
@@ -147,7 +171,8 @@ def _type_name(annotation: Any) -> str:
     if origin in (Union, types.UnionType):
         return " or ".join(_type_name(one) for one in arguments)
     if origin is tuple:
-        return f"list of {_type_name(arguments[0])}s"
+        one = _type_name(arguments[0])
+        return f"list of {one}" if get_origin(arguments[0]) is Literal else f"list of {one}s"
     if section_of(annotation) is not None:
         return "section"
     return _TYPE_NAMES.get(origin or annotation, str(annotation))

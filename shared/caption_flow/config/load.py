@@ -195,9 +195,16 @@ def _overlaid(content: Mapping[Any, Any], steps: list[str], value: Any) -> dict[
 
 
 def without_nulls(value: Any) -> Any:
-    """Return the value without keys that hold nothing: ``key:`` alone means the default."""
+    """Return the value without keys that hold nothing: ``key:`` alone means the default.
+
+    A JSON schema is left alone: its nulls mean something.
+    """
     if isinstance(value, dict):
-        return {key: without_nulls(one) for key, one in value.items() if one is not None}
+        return {
+            key: one if key == "json_schema" else without_nulls(one)
+            for key, one in value.items()
+            if one is not None
+        }
     if isinstance(value, list):
         return [without_nulls(one) for one in value]
     return value

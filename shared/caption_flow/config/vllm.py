@@ -7,11 +7,20 @@ against the vLLM it has.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
-from typing import Any, ClassVar, Final
+from typing import Annotated, Any, ClassVar, Final, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
-from caption_flow.config.section import Number, OpenSection, Text, Texts, WholeNumber
+from caption_flow.config.section import (
+    INFERRED,
+    Number,
+    OpenSection,
+    Section,
+    Text,
+    Texts,
+    WholeNumber,
+)
+from caption_flow.recipe.quality import FLAGS, Quality, Retry
 from caption_flow.recipe.stages import (
     DEFAULT_OUTPUT_FIELD,
     DEFAULT_STAGE_NAME,
@@ -20,6 +29,7 @@ from caption_flow.recipe.stages import (
     Stage,
     build_recipe,
 )
+from caption_flow.recipe.structure import Structure
 
 KeyPath = tuple[str | int, ...]
 
@@ -36,6 +46,11 @@ OWNERS_KEYS: Final = frozenset(
 """Engine keys that run code on the worker's machine: only the worker's owner may set them."""
 
 SYNTHETIC_MODEL: Final = "synthetic"
+
+_SHARE: Final = (
+    "Share of the GPU's memory the engine may take. Models whose shares add up to at most 0.95 are "
+    "loaded together, others in turn; on a CPU it decides nothing else."
+)
 
 
 class SamplingConfig(OpenSection):
@@ -73,6 +88,51 @@ class SamplingConfig(OpenSection):
         return {**_listed(known), **self.extras}
 
 
+Flag = Literal["length", "repetition", "refusal", "empty", "duplicate"]
+Flags = Annotated[
+    tuple[Flag, ...], BeforeValidator(lambda one: (one,) if isinstance(one, str) else one)
+]
+_ALL_FLAGS: Final[tuple[Flag, ...]] = FLAGS
+
+
+class RetryConfig(Section):
+    """What to do about a flagged answer: ask again with other sampling, and keep the better one."""
+
+    attempts: WholeNumber = Field(
+        default=0, ge=0, le=10, description="Further attempts at a flagged answer; 0 only flags."
+    )
+    flags: Flags = Field(
+        default=_ALL_FLAGS,
+        description="The flags that are worth an attempt.",
+        json_schema_extra={INFERRED: "all"},
+    )
+    sampling: SamplingConfig | None = Field(
+        default=None,
+        description="Laid over the stage's sampling for those attempts, as `{temperature: 1.0}`.",
+    )
+
+
+class QualityConfig(Section):
+    """Answers that look wrong. They are kept as they are; the row's column `flags` says so.
+
+    `length`: cut off by `max_tokens`. `repetition`: runs in circles. `refusal`: the model declines.
+    `empty`: no text; such an item is failed, too. `duplicate`: the worker has seen the same text
+    for five other images; short texts and those of `choice` and `regex` don't count.
+    """
+
+    flags: Flags = Field(
+        default=_ALL_FLAGS,
+        description="What is looked for; `[]` is nothing.",
+        json_schema_extra={INFERRED: "all"},
+    )
+    retry: RetryConfig = Field(default=RetryConfig(), description="Asking again.")
+
+    def quality(self) -> Quality:
+        """Return what a recipe is told."""
+        sampling = {} if self.retry.sampling is None else self.retry.sampling.written()
+        return Quality(self.flags, Retry(self.retry.attempts, self.retry.flags, sampling))
+
+
 class EngineKeys(OpenSection):
     """Keys of the engine, for all stages or one. Any other engine key of vLLM may be added."""
 
@@ -87,9 +147,7 @@ class EngineKeys(OpenSection):
     dtype: Text | None = Field(
         default=None, description="Precision of the weights, such as `float16` or `bfloat16`."
     )
-    gpu_memory_utilization: Number | None = Field(
-        default=None, gt=0, le=1, description="Share of the GPU's memory the engine may take."
-    )
+    gpu_memory_utilization: Number | None = Field(default=None, gt=0, le=1, description=_SHARE)
     enforce_eager: bool | None = Field(
         default=None, description="Do without CUDA graphs: slower, and a little less memory."
     )
@@ -119,11 +177,17 @@ class EngineKeys(OpenSection):
 
 
 class StageConfig(EngineKeys):
-    """One step of a recipe. Engine keys here are laid over those of `vllm`."""
+    """One step of a recipe. Engine keys here are laid over those of `vllm`.
+
+    One of `json_schema`, `choice` and `regex` binds every answer to a form. An answer without it,
+    such as JSON cut off by `max_tokens`, makes a failed row (`invalid_json`, `invalid_answer`).
+    """
 
     name: Text = Field(description="What other stages call it.")
     model: Text | None = Field(
-        default=None, description="Hub id or folder of the model; without it, `vllm.model`."
+        default=None,
+        description="Hub id or folder of the model; without it, `vllm.model`. Stages of one model "
+        "share its engine.",
     )
     prompts: Texts = Field(
         description="What is asked about each image; each prompt gives one text. "
@@ -139,6 +203,29 @@ class StageConfig(EngineKeys):
     sampling: SamplingConfig | None = Field(
         default=None, description="Laid over `vllm.sampling`: only what differs."
     )
+    json_schema: dict[str, Any] | None = Field(
+        default=None, description="JSON schema that every answer keeps to; the text is valid JSON."
+    )
+    choice: Texts = Field(default=(), description="Texts of which every answer is one.")
+    regex: Text | None = Field(
+        default=None, description="Regular expression that every answer matches as a whole."
+    )
+    columns: Texts = Field(
+        default=(),
+        description="Top-level keys of `json_schema` that become output fields of their own; "
+        "a list becomes several texts. Later prompts have them as `{title}`.",
+    )
+    quality: QualityConfig | None = Field(
+        default=None, description="Instead of `vllm.quality`, for this stage."
+    )
+
+    def structure(self) -> Structure | None:
+        """Return the form of its answers, None where they are free."""
+        structure = Structure(self.json_schema, self.choice, self.regex, self.columns)
+        return structure if structure != Structure() else None
+
+
+_STAGE_ONLY: Final = ("json_schema", "choice", "regex", "columns")
 
 
 class VllmConfig(EngineKeys):
@@ -151,9 +238,7 @@ class VllmConfig(EngineKeys):
     max_model_len: WholeNumber | None = Field(
         default=16384, ge=1, description="Longest prompt and answer together, in tokens."
     )
-    gpu_memory_utilization: Number | None = Field(
-        default=0.92, gt=0, le=1, description="Share of the GPU's memory the engine may take."
-    )
+    gpu_memory_utilization: Number | None = Field(default=0.92, gt=0, le=1, description=_SHARE)
     batch_size: WholeNumber | None = Field(
         default=None,
         ge=1,
@@ -164,6 +249,9 @@ class VllmConfig(EngineKeys):
     )
     sampling: SamplingConfig = Field(
         default=SamplingConfig(), description="How the engine chooses words, for all stages."
+    )
+    quality: QualityConfig = Field(
+        default=QualityConfig(), description="Flags for answers that look wrong, for all stages."
     )
     inference_prompts: Texts = Field(
         default=(),
@@ -191,6 +279,8 @@ class VllmConfig(EngineKeys):
         if not self.stages and not self.inference_prompts:
             yield (), "has neither stages nor inference_prompts: there is nothing to ask"
             return
+        for key in self.extras.keys() & set(_STAGE_ONLY):
+            yield (key,), "belongs to a stage: write it into an entry of vllm.stages"
         if not (mock_results or self.mock_results or self.model):
             yield from self._missing_models()
         try:
@@ -210,6 +300,7 @@ class VllmConfig(EngineKeys):
                     prompts=self.inference_prompts,
                     sampling=sampling,
                     engine=engine,
+                    quality=self.quality.quality(),
                 )
             ]
         return [
@@ -221,6 +312,8 @@ class VllmConfig(EngineKeys):
                 requires=stage.requires,
                 sampling={**sampling, **(stage.sampling.written() if stage.sampling else {})},
                 engine={**engine, **stage.engine_keys()},
+                structure=stage.structure(),
+                quality=(stage.quality or self.quality).quality(),
             )
             for stage in self.stages
         ]
@@ -238,9 +331,14 @@ class VllmConfig(EngineKeys):
         steps: KeyPath = (name, int(position.rstrip("]"))) if bracket else (name,)
         if stage is None:
             return steps
+        if name == "quality" and not self._has_own_quality(stage):
+            return steps
         if not self.stages:
             return ("inference_prompts", *steps[1:])
         return ("stages", stage, *steps)
+
+    def _has_own_quality(self, stage: int) -> bool:
+        return bool(self.stages) and self.stages[stage].quality is not None
 
 
 class WorkerVllmConfig(EngineKeys):

@@ -33,6 +33,9 @@ def _recipe(vllm: VllmConfig) -> Iterator[str]:
     sections: list[tuple[KeyPath, EngineKeys]] = [(("vllm",), vllm)]
     sections.extend((("vllm", "stages", n), stage) for n, stage in enumerate(vllm.stages))
     for path, section in sections:
+        if section.disable_mm_preprocessor_cache:
+            old = key_path((*path, "disable_mm_preprocessor_cache"))
+            yield f"{old} is now called otherwise: mm_processor_cache_gb: 0 is used"
         for key in sorted(OWNERS_KEYS & section.extras.keys()):
             if section.extras[key]:
                 yield (

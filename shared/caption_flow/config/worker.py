@@ -8,7 +8,15 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from caption_flow.config.secret import Secret
-from caption_flow.config.section import OpenSection, Section, Text, Texts, WholeNumber, unused
+from caption_flow.config.section import (
+    Number,
+    OpenSection,
+    Section,
+    Text,
+    Texts,
+    WholeNumber,
+    unused,
+)
 from caption_flow.config.vllm import WorkerVllmConfig
 
 EngineKind = Literal["vllm", "openai", "synthetic"]
@@ -117,6 +125,18 @@ class WorkerConfig(Section):
         default=None,
         ge=1,
         description="Images prepared ahead of the engine; without it, what keeps the engine full.",
+    )
+    engine_stall_seconds: Number = Field(
+        default=600,
+        gt=0,
+        description="An engine that has requests and gives no token for so long is restarted; "
+        "loading does not count.",
+    )
+    max_engine_restarts: WholeNumber = Field(
+        default=3,
+        ge=0,
+        description="Restarts of an engine that died or hangs, without an answer in between, "
+        "before the worker gives its leases back and exits with code 1.",
     )
     when_finished: Literal["stay_connected", "shutdown", "post_exec_hook"] = Field(
         default="stay_connected",

@@ -28,6 +28,24 @@ class Message(msgspec.Struct, frozen=True, tag_field="type", omit_defaults=True)
 # --------------------------------------------------------------------------- parts of messages
 
 
+class StructureSpec(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What a stage's answers must look like (see `caption_flow.recipe.structure.Structure`)."""
+
+    json_schema: dict[str, Any] | None = None
+    choice: tuple[str, ...] = ()
+    regex: str | None = None
+    columns: tuple[str, ...] = ()
+
+
+class QualitySpec(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The flags of a stage's answers (see `caption_flow.recipe.quality.Quality`)."""
+
+    flags: tuple[str, ...] = ()
+    retry_attempts: Annotated[int, msgspec.Meta(ge=0, le=100)] = 0
+    retry_flags: tuple[str, ...] = ()
+    retry_sampling: dict[str, Any] = {}
+
+
 class StageSpec(msgspec.Struct, frozen=True, omit_defaults=True):
     """One stage of the recipe as a worker needs it (see `caption_flow.recipe.stages.Stage`)."""
 
@@ -38,6 +56,8 @@ class StageSpec(msgspec.Struct, frozen=True, omit_defaults=True):
     requires: tuple[str, ...] = ()
     sampling: dict[str, Any] = {}
     engine: dict[str, Any] = {}
+    structure: StructureSpec | None = None
+    quality: QualitySpec | None = None
 
 
 class RecipeSpec(msgspec.Struct, frozen=True, omit_defaults=True):

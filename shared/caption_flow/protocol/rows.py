@@ -45,7 +45,14 @@ WIRE_FIELDS: Final[tuple[pa.Field, ...]] = (
     pa.field("stage_stats", STAGE_STATS),
     pa.field("models", TEXTS),
     pa.field("recipe", pa.string()),
+    pa.field("image_scaled_to", pa.string()),
+    pa.field("flags", TEXTS),
 )
+LATER_FIELDS: Final = frozenset({"image_scaled_to", "flags"})
+"""Fields that rows written before there were any lack; there, as nulls, they are read all the same.
+
+They stand at the end of `WIRE_FIELDS`.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +73,8 @@ class Row:
     ``outputs`` maps each output field to its texts, in the order of the prompts; a failed item
     keeps what its earlier stages gave. ``image_width`` and ``image_height`` are the picture's own,
     after its EXIF orientation is applied and before any resize; ``content_hash`` is the file's.
+    ``image_scaled_to`` (``WIDTHxHEIGHT``) is set where the picture had to shrink further than usual
+    to fit into the model's context beside its prompt; ``flags`` are of `recipe.quality`.
     """
 
     item_index: int
@@ -81,6 +90,8 @@ class Row:
     stage_stats: Sequence[StageStats] = ()
     models: Sequence[str] = ()
     recipe: str | None = None
+    image_scaled_to: str | None = None
+    flags: Sequence[str] = ()
 
 
 def wire_schema(output_fields: Sequence[str]) -> pa.Schema:
@@ -90,7 +101,8 @@ def wire_schema(output_fields: Sequence[str]) -> pa.Schema:
 
 def wire_output_fields(schema: pa.Schema) -> tuple[str, ...]:
     """Return the output fields of a result batch: what follows the fixed fields."""
-    return tuple(schema.names[len(WIRE_FIELDS) :])
+    fixed = zip(schema.names, WIRE_FIELDS, strict=False)
+    return tuple(schema.names[sum(name == known.name for name, known in fixed) :])
 
 
 def encode_rows(rows: Sequence[Row], output_fields: Sequence[str]) -> bytes:
@@ -121,15 +133,31 @@ def decode_rows(payload: bytes, output_fields: Sequence[str] | None = None) -> p
         with pa.ipc.open_stream(pa.py_buffer(payload)) as reader:
             names = wire_output_fields(reader.schema) if output_fields is None else output_fields
             expected = wire_schema(names)
-            if not reader.schema.equals(expected):
+            if reader.schema not in (expected, _earlier(expected)):
                 raise ProtocolError(f"result rows have another schema: {reader.schema.names}")
             batches = list(reader)
         if len(batches) != 1:
             raise ProtocolError(f"result rows must be one record batch, got {len(batches)}")
         batches[0].validate(full=True)
+        return _with_later_fields(batches[0], expected)
     except pa.ArrowException as error:
         raise ProtocolError(f"result rows are not a valid Arrow stream: {error}") from error
-    return batches[0]
+
+
+def _earlier(schema: pa.Schema) -> pa.Schema:
+    """Return the schema as it was before there were `LATER_FIELDS`."""
+    return pa.schema([one for one in schema if one.name not in LATER_FIELDS])
+
+
+def _with_later_fields(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
+    if batch.schema.equals(schema):
+        return batch
+    known = set(batch.schema.names)
+    columns = [
+        batch.column(one.name) if one.name in known else pa.nulls(batch.num_rows, one.type)
+        for one in schema
+    ]
+    return pa.RecordBatch.from_arrays(columns, schema=schema)
 
 
 def _as_dict(row: Row, output_fields: Sequence[str]) -> dict[str, Any]:
@@ -155,6 +183,8 @@ def _as_dict(row: Row, output_fields: Sequence[str]) -> dict[str, Any]:
         ],
         "models": list(row.models),
         "recipe": row.recipe,
+        "image_scaled_to": row.image_scaled_to,
+        "flags": list(row.flags),
     }
     for name in output_fields:
         texts = row.outputs.get(name)

@@ -23,18 +23,24 @@ def stage_fingerprint(
     sampling: Mapping[str, Any],
     output_field: str,
     upstream: Iterable[str],
+    structure: Mapping[str, Any] | None = None,
+    retry: Mapping[str, Any] | None = None,
 ) -> str:
     """Return a stage's fingerprint; ``upstream`` holds those of the stages it depends on."""
-    return _digest(
-        {
-            "prompts": list(prompts),
-            "model": model,
-            "revision": revision,
-            "sampling": dict(sampling),
-            "output_field": output_field,
-            "upstream": list(upstream),
-        }
-    )
+    facts = {
+        "prompts": list(prompts),
+        "model": model,
+        "revision": revision,
+        "sampling": dict(sampling),
+        "output_field": output_field,
+        "upstream": list(upstream),
+    }
+    # Only where there is one: stages without keep the fingerprint they had before there were any.
+    if structure:
+        facts["structure"] = dict(structure)
+    if retry:
+        facts["retry"] = dict(retry)
+    return _digest(facts)
 
 
 def recipe_fingerprint(stages: Iterable[str]) -> str:

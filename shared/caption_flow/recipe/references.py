@@ -22,7 +22,7 @@ class Names:
     """
 
     stages: Sequence[str]
-    fields: Sequence[str]
+    fields: Sequence[Sequence[str]]
     prompt_counts: Sequence[int]
     requires: Sequence[AbstractSet[int]]
     columns: AbstractSet[str] | None = None
@@ -83,8 +83,8 @@ def _fillers(name: str, at: int, names: Names, *, later: bool) -> frozenset[int]
     """Return the other stages that fill the field: those before or required, or those after."""
     return frozenset(
         position
-        for position, field in enumerate(names.fields)
-        if field == name
+        for position, fields in enumerate(names.fields)
+        if name in fields
         and position != at
         and (position < at or position in names.requires[at]) != later
     )
@@ -97,7 +97,7 @@ def _resolve_stage_reference(
     if reference.stage not in names.stages:
         return None
     position = names.stages.index(reference.stage)
-    if reference.field is not None and reference.field != names.fields[position]:
+    if reference.field is not None and reference.field not in names.fields[position]:
         return None
     count = names.prompt_counts[position]
     if reference.position is not None and reference.position >= count:
@@ -128,12 +128,14 @@ def _unknown(placeholder: Placeholder, at: int, names: Names) -> str:
 
 
 def _candidates(at: int, names: Names) -> list[str]:
-    fields = [field for position, field in enumerate(names.fields) if position != at]
-    dotted = [
-        f"{stage}.{field}"
-        for position, (stage, field) in enumerate(zip(names.stages, names.fields, strict=True))
+    others = [
+        (stage, field)
+        for position, (stage, fields) in enumerate(zip(names.stages, names.fields, strict=True))
+        for field in fields
         if position != at
     ]
+    fields = [field for _, field in others]
+    dotted = [f"{stage}.{field}" for stage, field in others]
     return [*fields, *sorted(names.columns or ()), *dotted]
 
 

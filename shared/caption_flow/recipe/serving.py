@@ -6,7 +6,7 @@ Stages have one order, so what an item has behind it is a number: that of its ne
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from caption_flow.recipe.spelling import did_you_mean, nearest
 from caption_flow.recipe.stages import Recipe, Stage
@@ -18,6 +18,8 @@ class StageColumn:
 
     stage: str
     field: str
+    is_part: bool = False
+    """Whether it takes parts of the stage's answers: there may be none."""
 
     @property
     def name(self) -> str:
@@ -57,7 +59,11 @@ class Leg:
     @property
     def columns(self) -> tuple[StageColumn, ...]:
         """What each of these stages gives, in their order."""
-        return tuple(StageColumn(stage.name, stage.output_field) for stage in self.stages)
+        return tuple(
+            StageColumn(stage.name, field, field != stage.output_field)
+            for stage in self.stages
+            for field in stage.fields
+        )
 
 
 def leg(recipe: Recipe, first: int, names: Collection[str]) -> Leg:
@@ -66,6 +72,19 @@ def leg(recipe: Recipe, first: int, names: Collection[str]) -> Leg:
     while stop < len(recipe.stages) and (not names or recipe.stages[stop].name in names):
         stop += 1
     return Leg(recipe, first, stop)
+
+
+def served(recipe: Recipe, names: Collection[str]) -> Recipe:
+    """Return a recipe as a worker that runs the named stages, all if none, has to do with it.
+
+    What such a stage needs of another one is there when the item comes.
+    """
+    stages = tuple(recipe.stages[at] for at in sorted(positions(recipe, names)))
+    here = {stage.name for stage in stages}
+    dependencies = {
+        name: tuple(one for one in recipe.dependencies[name] if one in here) for name in here
+    }
+    return replace(recipe, stages=stages, dependencies=dependencies)
 
 
 def positions(recipe: Recipe, names: Collection[str]) -> frozenset[int]:

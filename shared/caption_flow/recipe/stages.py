@@ -9,13 +9,15 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Final
 
 from caption_flow.recipe.fingerprint import recipe_fingerprint, stage_fingerprint
 from caption_flow.recipe.order import find_cycles, stable_order, upstream_of
+from caption_flow.recipe.quality import Quality
 from caption_flow.recipe.references import Names, Reference, resolve
 from caption_flow.recipe.spelling import did_you_mean, nearest
+from caption_flow.recipe.structure import STRUCTURED_OUTPUTS, Structure
 from caption_flow.recipe.template import (
     Columns,
     Context,
@@ -40,11 +42,13 @@ RESERVED_COLUMNS: Final = frozenset(
         "image_width",
         "image_height",
         "image_format",
+        "image_scaled_to",
         "file_size",
         "content_hash",
         "status",
         "error_kind",
         "error",
+        "flags",
         "stage_stats",
         "contributor",
         "worker",
@@ -64,7 +68,8 @@ class Stage:
     """One step: a model, its prompts, how to sample, and the output field it fills.
 
     ``sampling`` and ``engine`` hold the engine's own parameter names, already laid over the
-    recipe's defaults. ``requires`` names stages that must run before this one.
+    recipe's defaults. ``requires`` names stages that must run before this one. A ``structure``
+    binds the answers to a form, and its columns are output fields beside ``output_field``.
     """
 
     name: str
@@ -74,6 +79,25 @@ class Stage:
     requires: tuple[str, ...] = ()
     sampling: Mapping[str, Any] = field(default_factory=dict)
     engine: Mapping[str, Any] = field(default_factory=dict)
+    structure: Structure | None = None
+    quality: Quality = field(default_factory=Quality)
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The output fields it fills with parts of its answers."""
+        return () if self.structure is None else self.structure.columns
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """All output fields it fills."""
+        return (self.output_field, *self.columns)
+
+    def samplings(self) -> tuple[dict[str, Any], ...]:
+        """Return the sampling parameters of the first attempt, and of those after it, if any."""
+        structure = {} if self.structure is None else self.structure.sampling()
+        first = {**self.sampling, **structure}
+        retry = self.quality.retry
+        return (first, {**first, **retry.sampling, **structure}) if retry.attempts else (first,)
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,8 +137,9 @@ class RecipeError(ValueError):
 class Recipe:
     """The stages of a run, in the order in which an item takes them.
 
-    ``output_fields`` are in order of first appearance. ``columns`` are the dataset columns that
-    prompts refer to: whoever renders passes a key for each of them that the dataset has.
+    ``output_fields`` are in order of first appearance; an item may have no text in those that are
+    ``optional_fields``. ``columns`` are the dataset columns that prompts refer to: whoever renders
+    passes a key for each of them that the dataset has.
     ``dependencies`` maps each stage to the stages whose output it waits for, and ``upstream`` to
     all that these wait for in turn; ``stage_fingerprints`` and ``templates`` are by stage, too.
     """
@@ -127,6 +152,11 @@ class Recipe:
     dependencies: Mapping[str, tuple[str, ...]]
     upstream: Mapping[str, tuple[str, ...]]
     templates: Mapping[str, tuple[Template, ...]] = field(repr=False)
+
+    @property
+    def optional_fields(self) -> frozenset[str]:
+        """The output fields that only take parts of answers: a list in one may be empty."""
+        return frozenset(self.output_fields) - {stage.output_field for stage in self.stages}
 
     def no_outputs(self) -> Outputs:
         """Return the outputs of an item that no stage has seen yet."""
@@ -185,7 +215,7 @@ class _Draft:
         stage_names = [stage.name for stage in stages]
         names = Names(
             stages=stage_names,
-            fields=[stage.output_field for stage in stages],
+            fields=[stage.fields for stage in stages],
             prompt_counts=[len(stage.prompts) for stage in stages],
             requires=[_positions(stage.requires, stage_names) for stage in stages],
             columns=columns,
@@ -243,12 +273,14 @@ class _Draft:
                 revision=stage.engine.get("revision"),
                 sampling=stage.sampling,
                 output_field=stage.output_field,
+                structure={} if stage.structure is None else stage.structure.as_written(),
+                retry=asdict(stage.quality.retry) if stage.quality.retry.attempts else {},
                 upstream=[fingerprints[name] for name in dependencies[stage.name]],
             )
         stages = tuple(self.stages[position] for position in order)
         return Recipe(
             stages=stages,
-            output_fields=tuple(dict.fromkeys(stage.output_field for stage in stages)),
+            output_fields=tuple(dict.fromkeys(name for stage in stages for name in stage.fields)),
             columns=columns,
             fingerprint=recipe_fingerprint(fingerprints.values()),
             stage_fingerprints=fingerprints,
@@ -280,6 +312,29 @@ def _shape_problems(stages: Sequence[Stage]) -> Iterator[Problem]:
                 yield Problem(position, "requires", f"no stage is named {required!r}{offer}")
         if message := output_field_problem(stage.output_field):
             yield Problem(position, "output_field", message)
+        yield from _structure_problems(position, stage)
+        for key, message in stage.quality.problems():
+            yield Problem(position, key, message)
+
+
+def _structure_problems(position: int, stage: Stage) -> Iterator[Problem]:
+    if stage.structure is None:
+        return
+    for key, problem in stage.structure.problems():
+        yield Problem(position, key, problem)
+    if STRUCTURED_OUTPUTS in stage.sampling:
+        yield Problem(
+            position, "sampling", f"{STRUCTURED_OUTPUTS} is what the stage's own keys say"
+        )
+    for number, name in enumerate(stage.columns):
+        if name == stage.output_field:
+            message: str | None = (
+                f"{name!r} is the stage's output_field, which takes the whole JSON"
+            )
+        else:
+            message = output_field_problem(name)
+        if message:
+            yield Problem(position, f"columns[{number}]", message)
 
 
 def _prompt_problems(position: int, prompts: Sequence[str]) -> Iterator[Problem]:

@@ -18,6 +18,7 @@ placeholder is replaced by is never read as a template again.
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -71,11 +72,20 @@ class StageReference:
 
 @dataclass(frozen=True, slots=True)
 class StageOutput:
-    """The texts one stage gave one item, one per prompt, and the field they go to."""
+    """The texts one stage gave one item, one per prompt, and the field they go to.
+
+    ``columns`` are fields that take parts of the answers; one may be empty.
+    """
 
     stage: str
     field: str
     texts: tuple[str, ...]
+    columns: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+
+    @property
+    def fields(self) -> dict[str, tuple[str, ...]]:
+        """Every field this stage fills, and its texts."""
+        return {self.field: self.texts, **self.columns}
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,9 +98,15 @@ class Outputs:
     order: tuple[str, ...] = ()
     by_stage: Mapping[str, StageOutput] = field(default_factory=dict)
 
-    def add(self, stage: str, field_name: str, texts: Iterable[str]) -> Outputs:
+    def add(
+        self,
+        stage: str,
+        field_name: str,
+        texts: Iterable[str],
+        columns: Mapping[str, tuple[str, ...]] | None = None,
+    ) -> Outputs:
         """Return these outputs and one stage's; a stage added again replaces what it gave."""
-        added = StageOutput(stage, field_name, tuple(texts))
+        added = StageOutput(stage, field_name, tuple(texts), columns or {})
         return Outputs(self.order, {**self.by_stage, stage: added})
 
     def only(self, stages: Iterable[str]) -> Outputs:
@@ -107,7 +123,8 @@ class Outputs:
         outputs = sorted(self.by_stage.values(), key=lambda o: rank.get(o.stage, len(rank)))
         fields: dict[str, list[str]] = {}
         for output in outputs:
-            fields.setdefault(output.field, []).extend(output.texts)
+            for name, texts in output.fields.items():
+                fields.setdefault(name, []).extend(texts)
         return fields
 
 
@@ -152,8 +169,8 @@ class Context:
             if output is None:
                 continue
             if reference.position is None:
-                if reference.field == output.field:
-                    return _JOINER.join(output.texts)
+                if reference.field in output.fields:
+                    return _JOINER.join(output.fields[reference.field])
             elif reference.position < len(output.texts):
                 return output.texts[reference.position]
         return None

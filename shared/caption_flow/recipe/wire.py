@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from caption_flow.protocol.messages import RecipeSpec, StageSpec
+from caption_flow.protocol.messages import QualitySpec, RecipeSpec, StageSpec, StructureSpec
+from caption_flow.recipe.quality import Quality, Retry
 from caption_flow.recipe.stages import Recipe, Stage, rebuild_recipe
+from caption_flow.recipe.structure import Structure
 
 
 def to_spec(recipe: Recipe, mock_results: bool) -> RecipeSpec:
@@ -23,6 +25,8 @@ def to_spec(recipe: Recipe, mock_results: bool) -> RecipeSpec:
             requires=recipe.dependencies[stage.name],
             sampling=dict(stage.sampling),
             engine=dict(stage.engine),
+            structure=_structure_spec(stage.structure),
+            quality=_quality_spec(stage.quality),
         )
         for stage in recipe.stages
     )
@@ -46,7 +50,30 @@ def from_spec(spec: RecipeSpec) -> Recipe:
             requires=stage.requires,
             sampling=stage.sampling,
             engine=stage.engine,
+            structure=_structure(stage.structure),
+            quality=_quality(stage.quality),
         )
         for stage in spec.stages
     ]
     return replace(rebuild_recipe(stages), fingerprint=spec.fingerprint)
+
+
+def _structure_spec(structure: Structure | None) -> StructureSpec | None:
+    return None if structure is None else StructureSpec(**structure.as_written())
+
+
+def _structure(spec: StructureSpec | None) -> Structure | None:
+    if spec is None:
+        return None
+    return Structure(spec.json_schema, spec.choice, spec.regex, spec.columns)
+
+
+def _quality_spec(quality: Quality) -> QualitySpec:
+    retry = quality.retry
+    return QualitySpec(quality.flags, retry.attempts, retry.flags, dict(retry.sampling))
+
+
+def _quality(spec: QualitySpec | None) -> Quality:
+    if spec is None:
+        return Quality()
+    return Quality(spec.flags, Retry(spec.retry_attempts, spec.retry_flags, spec.retry_sampling))

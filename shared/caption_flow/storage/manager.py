@@ -17,6 +17,7 @@ from typing import Any, Final
 from caption_flow.protocol.rows import CAPTIONED, FAILED
 from caption_flow.storage.contents import RowReader, Selection, StorageContents, no_such
 from caption_flow.storage.errors import StorageError
+from caption_flow.storage.parts import count_flags
 from caption_flow.storage.reader import StorageReader
 
 ALL_SHARDS: Final = "default"
@@ -70,7 +71,7 @@ class StorageManager:
         """Return what there is in numbers.
 
         ``total_rows``, ``captioned``, ``failed``, ``total_captions`` (texts over all fields),
-        ``captions_by_field``, ``failures_by_kind``, ``shards`` (names).
+        ``captions_by_field``, ``failures_by_kind``, ``flags`` (rows by flag), ``shards`` (names).
 
         Raises:
             StorageError: the store is damaged.
@@ -155,10 +156,12 @@ def _stats_of(reader: RowReader) -> dict[str, Any]:
     statuses: Counter[str | None] = Counter()
     kinds: Counter[str | None] = Counter()
     captions = dict.fromkeys(reader.output_fields, 0)
-    wanted = ("status", "error_kind", *reader.output_fields)
+    flags: Counter[str] = Counter()
+    wanted = ("status", "error_kind", "flags", *reader.output_fields)
     for batch in reader.batches(None, wanted) if reader.columns else ():
         statuses.update(batch.column("status").to_pylist())
         kinds.update(batch.column("error_kind").drop_null().to_pylist())
+        flags.update(count_flags(batch))
         for name in captions:
             captions[name] += len(batch.column(name).flatten())
     return {
@@ -168,5 +171,6 @@ def _stats_of(reader: RowReader) -> dict[str, Any]:
         "total_captions": sum(captions.values()),
         "captions_by_field": captions,
         "failures_by_kind": dict(kinds),
+        "flags": dict(flags),
         "shards": list(reader.shards),
     }

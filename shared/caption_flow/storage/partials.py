@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 import pyarrow as pa
 
-from caption_flow.protocol.rows import WIRE_FIELDS, wire_schema
+from caption_flow.protocol.rows import WIRE_FIELDS, wire_output_fields, wire_schema
 from caption_flow.recipe.serving import by_field
 from caption_flow.storage.errors import StorageError
 
@@ -71,7 +71,7 @@ def complete_rows(
 
     Of the texts in ``rows`` only those of ``own_fields`` count: no worker says what another said.
     """
-    output_fields = rows.schema.names[len(_WIRE_COLUMNS) :]
+    output_fields = wire_output_fields(rows.schema)
     new = {int(row["item_index"]): row for row in rows.to_pylist()}
     earlier = _earlier(connection, shard, first, new)
     completed = []
@@ -80,8 +80,9 @@ def complete_rows(
         wire = {name: row[name] for name in _WIRE_COLUMNS}
         fields = by_field(before)
         for name in own_fields:
-            fields.setdefault(name, []).extend(row[name] or ())
-        texts = {name: fields.get(name) or None for name in output_fields}
+            if row[name] is not None:
+                fields.setdefault(name, []).extend(row[name])
+        texts = {name: fields.get(name) for name in output_fields}
         completed.append({**_merged(before, wire), **texts})
     delete_partials(connection, {shard: new})
     known = [{name: row[name] for name in rows.schema.names} for row in completed]

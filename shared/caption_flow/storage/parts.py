@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from caption_flow.protocol.rows import CAPTIONED
 from caption_flow.storage.atomic import fsync_folder
 from caption_flow.storage.errors import StorageError
-from caption_flow.storage.schema import FIXED_COLUMNS, ranges_by_shard
+from caption_flow.storage.schema import COLUMNS_OF_EVERY_PART, ranges_by_shard
 
 _HASH_BLOCK: Final = 2**20
 _PATTERN: Final = "part-*.parquet"
@@ -79,6 +79,11 @@ def count_rows(rows: pa.Table | pa.RecordBatch) -> dict[str, int]:
     return dict(Counter(CAPTIONED if s == CAPTIONED else (k or "unknown") for s, k in kinds))
 
 
+def count_flags(rows: pa.Table | pa.RecordBatch) -> Counter[str]:
+    """Count the rows that have each flag; a row may have several."""
+    return Counter(rows.column("flags").flatten().to_pylist())
+
+
 def read_batches(path: Path, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
     """Yield a part's record batches, with all columns or some.
 
@@ -106,7 +111,7 @@ def read_schema(path: Path) -> pa.Schema:
         schema = pq.read_schema(path)
     except (OSError, pa.ArrowException) as error:
         raise unreadable(path, error) from error
-    missing = [name for name in FIXED_COLUMNS if name not in schema.names]
+    missing = [name for name in COLUMNS_OF_EVERY_PART if name not in schema.names]
     if missing:
         raise StorageError(
             f"{path} is named by the ledger but is not one of its parts (it has no "

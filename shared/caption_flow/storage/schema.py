@@ -14,7 +14,7 @@ from typing import Any, Final
 
 import pyarrow as pa
 
-from caption_flow.protocol.rows import STAGE_STATS, TEXTS, wire_output_fields
+from caption_flow.protocol.rows import LATER_FIELDS, STAGE_STATS, TEXTS, wire_output_fields
 from caption_flow.storage.errors import StorageError
 from caption_flow.storage.ranges import ranges_of
 
@@ -31,6 +31,7 @@ _BEFORE_OUTPUTS: Final[tuple[pa.Field, ...]] = (
     pa.field("image_width", pa.int32()),
     pa.field("image_height", pa.int32()),
     pa.field("image_format", pa.string()),
+    pa.field("image_scaled_to", pa.string()),
     pa.field("file_size", pa.int64()),
     pa.field("content_hash", pa.string()),
 )
@@ -38,6 +39,7 @@ _AFTER_OUTPUTS: Final[tuple[pa.Field, ...]] = (
     pa.field("status", pa.string(), nullable=False),
     pa.field("error_kind", pa.string()),
     pa.field("error", pa.string()),
+    pa.field("flags", TEXTS),
     pa.field("stage_stats", STAGE_STATS),
     pa.field("contributor", pa.string()),
     pa.field("worker", pa.string()),
@@ -47,6 +49,7 @@ _AFTER_OUTPUTS: Final[tuple[pa.Field, ...]] = (
 )
 _OUTPUT_FIELDS: Final = b"caption_flow.output_fields"
 FIXED_COLUMNS: Final = tuple(f.name for f in (*_BEFORE_OUTPUTS, *_AFTER_OUTPUTS))
+COLUMNS_OF_EVERY_PART: Final = tuple(name for name in FIXED_COLUMNS if name not in LATER_FIELDS)
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from sqlite3 import Connection
 from typing import Any
@@ -23,10 +24,11 @@ from caption_flow.protocol.rows import (
     encode_batch,
     encode_rows,
 )
+from caption_flow.recipe.quality import FLAGS
 from caption_flow.recipe.serving import Leg
 from caption_flow.storage.database import pack_ranges, write_meta
 from caption_flow.storage.partials import complete_rows, read_partials, store_partials
-from caption_flow.storage.parts import Part, count_rows
+from caption_flow.storage.parts import Part, count_flags, count_rows
 from caption_flow.storage.ranges import ranges_of
 from caption_flow.storage.reopen import record_part
 
@@ -41,8 +43,10 @@ class CommitRows:
     """Store the accepted rows of a worker's batch.
 
     ``items`` is what the message said the rows are; ``accepted`` are the positions that count.
-    After `prepare`, ``counts`` says how many are captioned or failed, by kind. ``leg`` are the
-    stages that the worker ran, None for all: what those before them gave is added from our disk.
+    In ``optional_fields`` a captioned row may have no text. ``leg`` are the stages that the worker
+    ran, None for all: what those before them gave is added from our disk. After `prepare`,
+    ``counts`` says how many are captioned or failed, by kind, and ``flags`` how many have each
+    flag; those of earlier stages are in it after `apply`.
     """
 
     shard: str
@@ -53,8 +57,10 @@ class CommitRows:
     output_fields: tuple[str, ...]
     contributor: str
     worker: str
+    optional_fields: frozenset[str] = frozenset()
     leg: Leg | None = None
     counts: dict[str, int] = field(default_factory=dict)
+    flags: Counter[str] = field(default_factory=Counter)
 
     def prepare(self) -> None:
         """Validate the rows and drop those that are not accepted; raises `ProtocolError`."""
@@ -64,7 +70,9 @@ class CommitRows:
         if len(self.accepted) != len(self.items):
             self.payload = encode_batch(rows)
         self.counts = count_rows(rows)
-        _check_states(rows, self.output_fields if self.leg is None else self.leg.output_fields)
+        self.flags = count_flags(rows)
+        fields = self.output_fields if self.leg is None else self.leg.output_fields
+        _check_states(rows, fields, self.optional_fields)
         if self.leg is not None and not self.leg.is_last and self.counts.get(CAPTIONED):
             raise ProtocolError("a captioned result row comes from a worker without the last stage")
 
@@ -76,7 +84,9 @@ class CommitRows:
         if self.leg is not None and self.leg.first:
             rows = decode_rows(payload, self.output_fields)
             first, own = self.leg.first, self.leg.output_fields
-            payload = encode_batch(complete_rows(connection, self.shard, first, rows, own))
+            rows = complete_rows(connection, self.shard, first, rows, own)
+            self.flags = count_flags(rows)
+            payload = encode_batch(rows)
         ranges = ranges_of(self.items[at] for at in self.accepted)
         connection.execute(
             _INSERT_BATCH,
@@ -107,6 +117,7 @@ class CommitPartials:
     leg: Leg
     counts: Mapping[str, int] = field(default_factory=dict, init=False)
     """None of them is a row of the run yet."""
+    flags: Counter[str] = field(default_factory=Counter, init=False)
     _rows: list[dict[str, Any]] = field(default_factory=list, init=False)
 
     def prepare(self) -> None:
@@ -120,7 +131,8 @@ class CommitPartials:
         recipes = set(rows.column("recipe").to_pylist())
         if recipes != {self.leg.recipe.fingerprint}:
             raise ProtocolError("a row of an item between stages is of another recipe")
-        _check_texts(rows, columns)
+        _check_flags(rows)
+        _check_texts(rows, columns, {column.name for column in self.leg.columns if column.is_part})
         self._rows = rows.to_pylist()
 
     def apply(self, connection: Connection) -> None:
@@ -137,7 +149,9 @@ def _accepted_rows(
     return rows if len(accepted) == len(items) else rows.take(pa.array(accepted))
 
 
-def _check_states(rows: pa.RecordBatch, output_fields: Sequence[str]) -> None:
+def _check_states(
+    rows: pa.RecordBatch, output_fields: Sequence[str], optional: Container[str]
+) -> None:
     """Raise `ProtocolError` unless each row is captioned with texts, or failed with a reason."""
     status = rows.column("status")
     captioned = pc.equal(status, CAPTIONED)
@@ -146,14 +160,22 @@ def _check_states(rows: pa.RecordBatch, output_fields: Sequence[str]) -> None:
         raise ProtocolError("a result row's status is neither captioned nor failed")
     if not pc.all(pc.equal(pc.is_valid(rows.column("error_kind")), failed)).as_py():
         raise ProtocolError("a result row has a reason to fail and has not failed, or none and has")
-    _check_texts(rows.filter(captioned), output_fields)
+    _check_flags(rows)
+    _check_texts(rows.filter(captioned), output_fields, optional)
 
 
-def _check_texts(rows: pa.RecordBatch, fields: Sequence[str]) -> None:
-    """Raise `ProtocolError` unless each row has texts in each field."""
+def _check_flags(rows: pa.RecordBatch) -> None:
+    known = pc.is_in(pc.list_flatten(rows.column("flags")), value_set=pa.array(FLAGS))
+    if not pc.all(known, min_count=0).as_py():
+        raise ProtocolError(f"a result row has a flag that is none of {', '.join(FLAGS)}")
+
+
+def _check_texts(rows: pa.RecordBatch, fields: Sequence[str], optional: Container[str]) -> None:
+    """Raise `ProtocolError` unless each row has texts in each field, or none where it may."""
     for name in fields:
         texts = rows.column(name)
-        empty = pc.less(pc.fill_null(pc.list_value_length(texts), 0), 1)
+        fewest = 0 if name in optional else 1
+        empty = pc.less(pc.fill_null(pc.list_value_length(texts), -1), fewest)
         if pc.any(empty).as_py() or pc.list_flatten(texts).null_count:
             raise ProtocolError(f"a captioned result row has no text in {name}")
 

@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 from websockets.exceptions import InvalidStatus
 
 from caption_flow.protocol.messages import Problem, Shutdown, Status, StatusRequest, Want
@@ -17,6 +18,7 @@ from tests.integration.orchestrator.parties import (
     TOKEN,
     Run,
     led,
+    row,
 )
 
 
@@ -118,6 +120,23 @@ async def test_a_monitor_sees_the_state_and_may_do_nothing(tmp_path: Path) -> No
         await monitor.send(Shutdown())
         assert "may not" in (await monitor.expect(Problem)).message
         assert not run.orchestrator.draining
+
+
+async def test_flags_are_counted_for_monitors_and_in_the_log(tmp_path: Path) -> None:
+    with capture_logs() as logs:
+        async with led(tmp_path, images=4) as run:
+            worker = await run.join()
+            granted = await worker.lease()
+            items = [item.index for item in granted.items]
+            rows = [row(item, flags=("length",)) for item in items[:-1]]
+            rows.append(row(items[-1], flags=("length", "refusal")))
+            await worker.acknowledged(await worker.report(granted.lease, items, rows=rows))
+            monitor = await run.connect(token=MONITOR_TOKEN)
+            await monitor.send(StatusRequest())
+            report = (await monitor.expect(Status)).report
+    expected = {"length": len(items), "refusal": 1}
+    assert report["flagged"] == expected
+    assert [entry["flagged"] for entry in logs if "flagged" in entry][-1] == expected
 
 
 async def test_a_monitor_that_speaks_as_a_worker_is_closed(tmp_path: Path) -> None:

@@ -32,6 +32,7 @@ from caption_flow.protocol.messages import (
     ItemDescription,
     OrchestratorMessage,
     Problem,
+    QualitySpec,
     Recall,
     Recalled,
     RecipeChanged,
@@ -45,6 +46,7 @@ from caption_flow.protocol.messages import (
     Welcome,
 )
 from caption_flow.worker.client import Address, Client
+from caption_flow.worker.core.session import DRAIN_WORK_SECONDS
 from caption_flow.worker.engines.base import Engine, EngineDied, EngineUnavailable
 from caption_flow.worker.service import WorkerSettings, run_worker
 from tests.support.engines import PATIENCE_SECONDS, ScriptedEngine
@@ -202,6 +204,19 @@ async def test_tokens_and_starvation_are_in_the_heartbeat_and_at_the_end_in_the_
         assert await it.exit_code() == 0
         assert "the engine was starved for " in str(it.logs[-2]["event"])
         assert ": no lease " in str(it.logs[-2]["event"])
+
+
+async def test_the_engine_hears_before_it_starts_how_requests_will_come() -> None:
+    engine, other = answering(), answering(model="other")
+    retry = QualitySpec(("length",), 1, ("length",), {"temperature": 1.0})
+    stage = StageSpec("s", "m", ("p",), "captions", sampling={"top_p": 0.5}, quality=retry)
+    last = StageSpec("t", "other", ("p",), "captions", sampling={"top_k": 3})
+    recipe = RecipeSpec(stages=(stage, last), fingerprint="f")
+    async with scripted_orchestrator() as orchestrator, worker(orchestrator, engine, other):
+        peer = await orchestrator.joined(recipe=recipe)
+        await peer.expect(Want)
+        assert engine.expected == [{"top_p": 0.5}, {"top_p": 0.5, "temperature": 1.0}]
+        assert other.expected == [{"top_k": 3}]
 
 
 async def test_the_same_file_is_read_here_and_any_other_is_asked_for(tmp_path: Path) -> None:
@@ -845,3 +860,91 @@ async def test_a_worker_ends_with_its_parent() -> None:
 
 def test_one_stage_is_what_the_scripts_assume() -> None:
     assert [stage.output_field for stage in ONE_STAGE.stages] == ["captions"]
+
+
+# --------------------------------------------------------------------------- models in turn
+
+IN_TURN = RecipeSpec(
+    stages=(
+        StageSpec("first", "m", ("Describe.",), "draft"),
+        StageSpec("second", "large", ("Condense {draft}.",), "captions", ("first",)),
+    ),
+    fingerprint="two models",
+)
+
+
+async def test_models_that_do_not_fit_together_are_loaded_in_turn_and_it_is_said() -> None:
+    first, second = answering(), answering(model="large")
+    async with (
+        scripted_orchestrator() as orchestrator,
+        worker(orchestrator, first, second, restart_backoff_seconds=0.0) as it,
+    ):
+        peer = await orchestrator.joined(recipe=IN_TURN)
+        assert (await peer.expect(Want)).width == 4
+        assert it.said(
+            "m and large do not fit on the device together (gpu_memory_utilization 0.92 + 0.92, "
+            "more than 0.95) and are loaded in turn: m, then large, for 256 items at a time at "
+            "first, then as many as keep loading under 5% of the time (at most 50,000)"
+        )
+        assert second.starts == 0
+        await peer.grant(1, range(5))
+        await peer.serve_images(IMAGES, until=10)  # once for each model
+        results = await peer.expect(Results)
+        rows = rows_of(results, ["draft", "captions"])
+        assert {tuple(row["models"]) for row in rows} == {("m", "large")}
+        assert len(rows) == 5
+        assert (first.starts, first.stops, second.starts) == (1, 1, 1)
+        await peer.send(Ack(results.seq))
+        await peer.send(Finished(5, 0))
+        assert await it.exit_code() == 0
+
+
+async def test_engine_options_of_the_workers_owner_decide_whether_models_fit() -> None:
+    first, second = answering(), answering(model="large")
+    settings = {"engine_settings": {"gpu_memory_utilization": 0.4}}
+    async with (
+        scripted_orchestrator() as orchestrator,
+        worker(orchestrator, first, second, **settings) as it,
+    ):
+        peer = await orchestrator.joined(recipe=IN_TURN)
+        assert (await peer.expect(Want)).width == 8, "both are up"
+        assert it.said("m and large are loaded together (gpu_memory_utilization 0.4 + 0.4, at")
+
+
+async def test_a_worker_stopped_while_a_model_is_loading_gives_half_done_items_back_at_once() -> (
+    None
+):
+    first, second = answering(), answering(model="large")
+    second.start_gate = asyncio.Event()
+    async with scripted_orchestrator() as orchestrator, worker(orchestrator, first, second) as it:
+        peer = await orchestrator.joined(recipe=IN_TURN)
+        await peer.expect(Want)
+        await peer.grant(1, range(5))
+        await peer.serve_images(IMAGES, until=5)
+        await it.says("'model': 'large'")
+
+        os.kill(os.getpid(), signal.SIGTERM)
+        asked = time.monotonic()
+        recalled = await peer.expect(Recalled)
+        assert {lease: sorted(items) for lease, items in recalled.leases.items()} == {
+            1: [0, 1, 2, 3, 4]
+        }
+        assert await it.exit_code() == 0
+        assert time.monotonic() - asked < DRAIN_WORK_SECONDS / 2, "it waited for nothing"
+    assert not any(isinstance(message, Results) for message in peer.heard)
+
+
+async def test_a_worker_that_is_stopping_loads_no_other_model_for_what_it_has_begun() -> None:
+    first, second = ScriptedEngine(), answering(model="large")
+    async with scripted_orchestrator() as orchestrator, worker(orchestrator, first, second) as it:
+        peer = await orchestrator.joined(recipe=IN_TURN)
+        await peer.expect(Want)
+        await peer.grant(1, [0])
+        await peer.serve_images(IMAGES, until=1)
+        await first.has_count(1)
+        os.kill(os.getpid(), signal.SIGTERM)
+        await it.says("stopping: finishing what has begun")
+        first.answer("Describe.")
+        assert (await peer.expect(Recalled)).leases == {1: (0,)}
+        assert await it.exit_code() == 0
+    assert second.starts == 0

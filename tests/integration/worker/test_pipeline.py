@@ -6,21 +6,26 @@ import asyncio
 import contextlib
 import gc
 import weakref
-from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from caption_flow.protocol.messages import ItemDescription, LeaseId
+from caption_flow.protocol.messages import LeaseId
 from caption_flow.protocol.rows import CAPTIONED, PARTIAL, Row, StageStats
-from caption_flow.recipe.stages import Recipe, Stage, build_recipe
+from caption_flow.recipe.quality import Quality, Retry
+from caption_flow.recipe.stages import Stage, build_recipe
+from caption_flow.recipe.structure import Structure
 from caption_flow.worker.core.leases import Job
+from caption_flow.worker.core.placement import Placement
 from caption_flow.worker.core.starvation import Cause
-from caption_flow.worker.engines.base import EngineDied, Request, RequestRefused
+from caption_flow.worker.engines.base import Completion, EngineDied, Request, RequestRefused
+from caption_flow.worker.garage import Garage
 from caption_flow.worker.images.load import ImageError, LoadedImage
 from caption_flow.worker.pipeline import EngineGoneError, Pipeline
 from caption_flow.worker.supervision import SupervisedEngine
+from tests.support.desk import Earlier, ListedDesk
 from tests.support.engines import PATIENCE_SECONDS, ScriptedEngine, ScriptedLoader, loaded_image
 
 ONE_STAGE = (Stage("default", "m", ("{column:n}",)),)
@@ -28,60 +33,6 @@ TWO_STAGES = (
     Stage("first", "m", ("{column:n}",), output_field="draft"),
     Stage("second", "m", ("again {draft}",), requires=("first",)),
 )
-
-
-Earlier = dict[str, dict[str, tuple[str, ...]]]
-
-
-class ListedDesk:
-    """Hands out items from a list, and collects rows."""
-
-    def __init__(
-        self,
-        recipe: Recipe,
-        items: Iterable[int],
-        columns: Mapping[int, Any] | None,
-        earlier: Earlier | None,
-    ) -> None:
-        self.recipe = recipe
-        self.waiting = deque(items)
-        self.columns = columns or {}
-        self.earlier = earlier
-        self.begun: list[int] = []
-        self.rows: dict[int, Row] = {}
-        self.moved = asyncio.Event()
-        self.is_held_back = False
-
-    def next_job(self) -> Job | None:
-        if not self.waiting or self.is_held_back:
-            return None
-        index = self.waiting.popleft()
-        self.begun.append(index)
-        self.moved.set()
-        columns = {"n": f"item {index}"} | self.columns.get(index, {})
-        item = ItemDescription(index, columns=columns, earlier=self.earlier)
-        return Job(LeaseId(1), item, self.recipe.fingerprint, len(self.earlier or {}))
-
-    def deliver(self, job: Job, row: Row) -> None:
-        assert job.item.index == row.item_index
-        assert row.item_index not in self.rows, "one row per item"
-        self.rows[row.item_index] = row
-        self.moved.set()
-
-    async def has_begun(self, count: int) -> None:
-        """Wait until so many items have been begun."""
-        async with asyncio.timeout(PATIENCE_SECONDS):
-            while len(self.begun) != count:
-                self.moved.clear()
-                await self.moved.wait()
-
-    async def has_rows(self, *items: int) -> list[Row]:
-        """Wait until these items have their rows, and return them."""
-        async with asyncio.timeout(PATIENCE_SECONDS):
-            while not all(item in self.rows for item in items):
-                self.moved.clear()
-                await self.moved.wait()
-        return [self.rows[item] for item in items]
 
 
 class Bench:
@@ -110,9 +61,9 @@ async def bench(
         engine.model: SupervisedEngine(engine, **{"backoff_seconds": 0.0, **(supervision or {})})
         for engine in engines
     }
-    for engine in supervised.values():
-        await engine.start()
-    pipeline = Pipeline(desk, loader, supervised, **options)
+    garage = Garage(supervised, Placement((tuple(supervised),), dict.fromkeys(supervised, 0.1)))
+    await garage.load(0)
+    pipeline = Pipeline(desk, loader, garage, **options)
     pipeline.use(recipe)
     it = Bench(pipeline, desk, loader)
     try:
@@ -530,14 +481,129 @@ async def test_an_engines_death_costs_no_item_and_no_finished_stage() -> None:
     assert [request.prompt for request in engine.seen].count("item 0") == 1, "not asked again"
 
 
-async def test_a_request_that_is_never_answered_is_a_death() -> None:
-    engine = ScriptedEngine(width=1)
-    supervision = {"request_seconds": 0.01}
-    async with bench(ONE_STAGE, [0], engine, supervision=supervision) as it:
+async def test_an_engine_that_hangs_is_restarted_and_costs_no_item_and_no_finished_stage() -> None:
+    engine = ScriptedEngine(width=2)
+    async with bench(TWO_STAGES, [0, 1, 2], engine, supervision={"stall_seconds": 0.05}) as it:
+        await engine.has("item 0", "item 1")
+        engine.answer("item 0", "kept")
+        await engine.until(lambda: engine.starts == 2)
+        assert engine.stops == 1, "stopped before it is started again"
+        engine.reply = lambda request: f"answer to {request.prompt}"
+        rows = await it.desk.has_rows(0, 1, 2)
+    assert [row.status for row in rows] == ["captioned"] * 3
+    assert rows[0].outputs["draft"] == ["kept"]
+    assert [request.prompt for request in engine.seen].count("item 0") == 1, "not asked again"
+
+
+async def test_an_engine_that_hangs_so_that_nothing_can_be_cancelled_is_restarted_too() -> None:
+    engine = DeafEngine(width=1)
+    async with bench(ONE_STAGE, [0], engine, supervision={"stall_seconds": 0.05}) as it:
         await engine.has("item 0")
         engine.reply = lambda _: "text"
         (row,) = await it.desk.has_rows(0)
+        engine.let_go.set()
     assert row.status == "captioned"
+    assert engine.starts == 2
+
+
+class DeafEngine(ScriptedEngine):
+    """Goes on with requests that were cancelled, until it may let go."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.let_go = asyncio.Event()
+
+    async def generate(self, request: Request) -> Completion:
+        try:
+            return await super().generate(request)
+        except asyncio.CancelledError:
+            await self.let_go.wait()
+            raise
+
+    def die(self, reason: str = "killed") -> None:
+        """Say nothing: not even of its end."""
+
+
+async def test_tokens_are_life_however_long_a_request_takes() -> None:
+    engine = ScriptedEngine(width=1)
+    async with bench(ONE_STAGE, [0], engine, supervision={"stall_seconds": 0.1}) as it:
+        await engine.has("item 0")
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            for _ in range(60):  # tokens, for three times as long as a stall
+                engine.beats += 1
+                await asyncio.sleep(0.005)
+        assert engine.starts == 1
+        engine.answer("item 0")
+        await it.desk.has_rows(0)
+
+
+async def test_answers_and_refusals_to_others_are_life() -> None:
+    """Engines that count no tokens, and runs of items that are all refused, are no stalls."""
+    engine = ScriptedEngine(width=2)
+    async with bench(ONE_STAGE, range(61), engine, supervision={"stall_seconds": 0.1}) as it:
+        await engine.has("item 0", "item 1")
+        for index in range(1, 61):
+            await engine.has_prompt(f"item {index}")
+            if index % 2:
+                engine.answer(f"item {index}")
+            else:
+                engine.refuse(f"item {index}", "refused", "no")
+            await asyncio.sleep(0.005)
+        assert engine.starts == 1
+        engine.answer("item 0")
+        await it.desk.has_rows(*range(61))
+
+
+async def test_neither_idling_nor_loading_is_a_stall() -> None:
+    engine = ScriptedEngine(width=1)
+    async with bench(ONE_STAGE, [], engine, supervision={"stall_seconds": 0.02}) as it:
+        await asyncio.sleep(0.1)
+        assert engine.starts == 1, "idle"
+        engine.start_gate = asyncio.Event()
+        it.desk.waiting.extend([0, 1])
+        it.pipeline.nudge()
+        await engine.has("item 0")
+        engine.die()
+        await engine.until(lambda: engine.starts == 2)
+        await asyncio.sleep(0.1)
+        assert engine.starts == 2, "loading"
+        engine.reply = lambda _: "text"
+        engine.start_gate.set()
+        rows = await it.desk.has_rows(0, 1)
+    assert [row.status for row in rows] == ["captioned"] * 2
+
+
+async def test_an_engine_that_was_restarted_has_all_its_time_again() -> None:
+    engine = ScriptedEngine(width=1)
+    async with bench(ONE_STAGE, [0], engine, supervision={"stall_seconds": 0.4}) as it:
+        await engine.until(lambda: engine.starts == 2)
+        await engine.has("item 0")
+        await asyncio.sleep(0.15)
+        assert engine.starts == 2
+        engine.answer("item 0")
+        await it.desk.has_rows(0)
+
+
+async def test_an_item_that_makes_engines_hang_is_found_and_fails_with_the_evidence() -> None:
+    def reply(request: Request) -> str | None:
+        return None if request.prompt == "item 5" else "text"
+
+    engine = ScriptedEngine(width=16, reply=reply)
+    async with bench(ONE_STAGE, range(20), engine, supervision={"stall_seconds": 0.05}) as it:
+        rows = await it.desk.has_rows(*range(20))
+    assert [row.item_index for row in rows if row.status == "failed"] == [5]
+    assert rows[5].error_kind == "quarantined"
+    assert "no token for 0.05 s: it hangs" in (rows[5].error or "")
+
+
+async def test_an_engine_that_hangs_again_and_again_is_given_up() -> None:
+    engine = ScriptedEngine(width=2)
+    supervision = {"stall_seconds": 0.02, "max_restarts": 1}
+    async with bench(ONE_STAGE, [0, 1], engine, supervision=supervision) as it:
+        with pytest.raises(EngineGoneError, match="a restart did not help: no token"):
+            async with asyncio.timeout(PATIENCE_SECONDS):
+                await it.running
+        assert it.desk.rows == {}
     assert engine.starts == 2
 
 
@@ -710,6 +776,21 @@ async def test_an_engine_that_does_not_come_back_is_given_up() -> None:
         assert set(error.value.suspects) == {(1, 0), (1, 1)}
 
 
+async def test_an_engine_that_hangs_while_it_is_loaded_again_is_given_up() -> None:
+    engine = ScriptedEngine(width=1)
+    supervision = {"restart_seconds": 0.02, "max_restarts": 2}
+    async with bench(ONE_STAGE, [0], engine, supervision=supervision) as it:
+        await engine.has("item 0")
+        engine.start_gate = asyncio.Event()
+        engine.die()
+        with pytest.raises(
+            EngineGoneError, match="2 restarts did not help: it did not start again"
+        ):
+            async with asyncio.timeout(PATIENCE_SECONDS):
+                await it.running
+    assert engine.starts == 3
+
+
 async def test_an_answer_ends_a_run_of_trouble() -> None:
     deaths = 0
 
@@ -741,3 +822,122 @@ async def test_refusals_beside_a_dying_engine_do_not_count_as_life() -> None:
         with pytest.raises(EngineGoneError):
             async with asyncio.timeout(PATIENCE_SECONDS):
                 await it.running
+
+
+# --------------------------------------------------------------------------- form and quality
+
+SCHEMA = {"properties": {"title": {"type": "string"}, "tags": {"type": "array"}}}
+FACTS = Stage(
+    "facts",
+    "m",
+    ("{column:n}",),
+    output_field="facts",
+    structure=Structure(SCHEMA, columns=("title", "tags")),
+)
+
+
+async def row_of(stages: Iterable[Stage], *replies: str | tuple[str, str]) -> tuple[Row, list[Any]]:
+    """Return an item's row when the engine gives these answers (and reasons), one by one."""
+    engine = ScriptedEngine(reply=lambda _: texts[len(engine.seen) - 1])
+    texts = [reply if isinstance(reply, str) else reply[0] for reply in replies]
+    engine.finish_reasons = [None if isinstance(r, str) else r[1] for r in replies]
+    async with bench(stages, [0], engine) as it:
+        (row,) = await it.desk.has_rows(0)
+    assert len(engine.seen) == len(replies)
+    return row, engine.seen
+
+
+async def test_columns_of_a_json_answer_are_fields_and_later_prompts_have_them() -> None:
+    later = Stage("use", "m", ("{title} with {tags}",))
+    text = '{"title": "Dawn", "tags": ["sky", "sea"]}'
+    row, seen = await row_of([FACTS, later], text, "a caption")
+    assert row.outputs == {
+        "facts": [text],
+        "title": ["Dawn"],
+        "tags": ["sky", "sea"],
+        "captions": ["a caption"],
+    }
+    assert seen[0].sampling["structured_outputs"] == {"json": SCHEMA}
+    assert "structured_outputs" not in seen[1].sampling
+    assert seen[1].prompt == "Dawn with sky, sea"
+
+
+async def test_json_that_was_cut_off_is_a_typed_failure_that_says_why() -> None:
+    row, _ = await row_of([FACTS], ('{"title": "Da', "length"))
+    assert (row.status, row.error_kind) == ("failed", "invalid_json")
+    assert row.error is not None
+    assert "stage 'facts'" in row.error
+    assert "raise max_tokens" in row.error
+    assert row.flags == ("length",)
+
+
+async def test_an_answer_that_is_no_choice_is_a_typed_failure() -> None:
+    stage = Stage("kind", "m", ("?",), structure=Structure(choice=("photo", "drawing")))
+    row, _ = await row_of([stage], "phot")
+    assert (row.status, row.error_kind) == ("failed", "invalid_answer")
+    row, _ = await row_of([stage], "photo")
+    assert row.outputs == {"captions": ["photo"]}
+
+
+async def test_flags_are_in_the_row_and_the_text_is_as_it_was() -> None:
+    refusal = "I'm sorry, but I cannot assist with that."
+    row, _ = await row_of(TWO_STAGES, "A cat. " * 40, (refusal, "length"))
+    assert row.outputs == {"draft": [("A cat. " * 40).strip()], "captions": [refusal]}
+    assert row.status == "captioned"
+    assert row.flags == ("length", "repetition", "refusal")
+
+
+async def test_only_the_flags_asked_for_are_given() -> None:
+    stage = replace(ONE_STAGE[0], quality=Quality(flags=("length",)))
+    row, _ = await row_of([stage], "A cat. " * 40)
+    assert row.flags == ()
+
+
+async def test_an_empty_answer_is_flagged_and_failed() -> None:
+    row, _ = await row_of(ONE_STAGE, " ")
+    assert (row.error_kind, row.flags) == ("empty_caption", ("empty",))
+
+
+RETRY = Retry(2, flags=("empty", "repetition"), sampling={"temperature": 1.0})
+RETRYING = replace(ONE_STAGE[0], sampling={"top_p": 0.5}, quality=Quality(retry=RETRY))
+
+
+async def test_a_flagged_answer_is_asked_for_again_with_other_sampling() -> None:
+    row, seen = await row_of([RETRYING], "", "a caption")
+    assert row.outputs == {"captions": ["a caption"]}
+    assert row.flags == ()
+    assert [request.sampling for request in seen] == [
+        {"top_p": 0.5},
+        {"top_p": 0.5, "temperature": 1.0},
+    ]
+    (stats,) = row.stage_stats
+    assert stats.tokens_in == 20, "both attempts cost something"
+
+
+async def test_attempts_end_and_the_first_of_the_best_is_kept() -> None:
+    loop = "A cat. " * 40
+    row, _ = await row_of([RETRYING], (loop, "length"), loop + "1", loop + "2")
+    assert row.outputs == {"captions": [loop + "1"]}
+    assert row.flags == ("repetition",)
+
+
+async def test_a_flag_that_is_not_worth_an_attempt_gets_none() -> None:
+    row, _ = await row_of([RETRYING], ("a caption", "length"))
+    assert row.flags == ("length",)
+
+
+async def test_the_tally_counts_flags() -> None:
+    engine = ScriptedEngine(reply=lambda _: "A cat. " * 40)
+    async with bench(ONE_STAGE, range(3), engine) as it:
+        await it.desk.has_rows(0, 1, 2)
+        assert it.pipeline.tally.flags == {"repetition": 3}
+
+
+async def test_a_row_says_the_smallest_size_its_picture_was_shrunk_to() -> None:
+    engine = ScriptedEngine(reply=lambda _: "a caption")
+    engine.scaled = {"item 0": (70, 40), "again a caption": (35, 20)}
+    async with bench(TWO_STAGES, [0, 1], engine) as it:
+        shrunk, whole = await it.desk.has_rows(0, 1)
+    assert shrunk.image_scaled_to == "35x20"
+    assert (shrunk.image_width, shrunk.image_height) == (8, 6), "the picture's own size stays"
+    assert whole.image_scaled_to == "35x20"

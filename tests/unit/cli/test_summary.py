@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -105,3 +106,10 @@ def test_failures_are_named_with_what_to_do_about_them(plan: Plan) -> None:
 def test_images_without_a_file_of_their_own_are_named(plan: Plan) -> None:
     lines = said(plan, outcome(captioned=1000))
     assert lines[-1] == "Note: 'x.png' has no file of its own: 'x.txt' belongs to 'x.jpg'"
+
+
+def test_flags_are_counted_by_row_and_by_kind(plan: Plan) -> None:
+    findings = Findings(flags=Counter(refusal=2, length=1_000), flagged=1_001)
+    lines = said(plan, outcome(captioned=2_000), findings)
+    assert "  flagged    1,001  (length: 1,000, refusal: 2)" in lines
+    assert not any("flagged" in line for line in said(plan, outcome(captioned=2_000)))

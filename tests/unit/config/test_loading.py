@@ -498,4 +498,4 @@ def test_what_simpletuner_writes_loads_as_it_is(tmp_path: Path) -> None:
     assert stage.output_field == "captions"
     assert stage.engine["mm_processor_cache_gb"] == 0
     assert loaded.config.dataset.processor_type == "local_filesystem"
-    assert len(loaded.warnings) == 4
+    assert len(loaded.warnings) == 5

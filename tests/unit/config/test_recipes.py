@@ -12,7 +12,9 @@ from caption_flow.config.orchestrator import OrchestratorConfig
 from caption_flow.config.problems import ConfigError
 from caption_flow.config.spelling import unknown_keys
 from caption_flow.config.vllm import SamplingConfig, VllmConfig
+from caption_flow.recipe.quality import FLAGS, Quality, Retry
 from caption_flow.recipe.stages import RecipeError
+from caption_flow.recipe.structure import Structure
 
 DATASET = "dataset: {type: local, dataset_path: x}\n"
 
@@ -218,3 +220,58 @@ def test_the_datasets_columns_can_be_checked_once_they_are_known() -> None:
     assert config.recipe().columns == ("titel",)
     with pytest.raises(RecipeError, match=r"did you mean \{column:title\}"):
         config.recipe(dataset_columns=["title"])
+
+
+# --------------------------------------------------------------------------- form and quality
+
+
+def test_a_stage_may_bind_its_answers_to_a_form() -> None:
+    stages = load(
+        "{model: m, stages: ["
+        "{name: a, prompts: p, json_schema: {properties: {x: {const: null}}}, columns: x}, "
+        "{name: b, prompts: p, choice: [yes please, no thanks]}, "
+        "{name: c, prompts: p, regex: '[0-9]+'}, "
+        "{name: d, prompts: p}]}"
+    ).config.recipe()
+    assert [stage.structure for stage in stages.stages] == [
+        # A null in a schema means something, other than elsewhere.
+        Structure({"properties": {"x": {"const": None}}}, columns=("x",)),
+        Structure(choice=("yes please", "no thanks")),
+        Structure(regex="[0-9]+"),
+        None,
+    ]
+    form = {"json_schema", "choice", "regex", "columns"}
+    assert all(form.isdisjoint(stage.engine) for stage in stages.stages), "the engine has its own"
+
+
+def test_quality_flags_are_on_unless_said_and_a_stage_has_its_own() -> None:
+    prompts = "inference_prompts: a"
+    [stage] = load(f"{{model: m, {prompts}}}").config.recipe().stages
+    assert stage.quality == Quality(FLAGS, Retry(0))
+    [stage] = load(f"{{model: m, {prompts}, quality: {{flags: []}}}}").config.recipe().stages
+    assert stage.quality.flags == ()
+    first, second = (
+        load(
+            "{model: m, quality: {flags: [length]}, stages: [{name: a, prompts: p}, "
+            "{name: b, prompts: p, quality: {retry: {attempts: 2, flags: empty, "
+            "sampling: {temperature: 1}}}}]}"
+        )
+        .config.recipe()
+        .stages
+    )
+    assert first.quality == Quality(("length",))
+    assert second.quality == Quality(FLAGS, Retry(2, ("empty",), {"temperature": 1.0}))
+
+
+def test_mistakes_in_form_and_quality_are_refused_with_their_key() -> None:
+    found = refusals(
+        "{model: m, columns: [x], stages: [{name: a, prompts: p, regex: '('}, "
+        "{name: b, prompts: p, quality: {retry: {attempts: 1}}}]}"
+    )
+    assert any("vllm.columns: belongs to a stage" in problem for problem in found)
+    assert any("vllm.stages[0].regex: is not a regular" in problem for problem in found)
+    assert any("vllm.stages[1].quality: retry needs" in problem for problem in found)
+    (problem,) = refusals("{model: m, inference_prompts: a, quality: {flags: [lenght]}}")
+    assert "did you mean length?" in problem
+    (problem,) = refusals("{model: m, inference_prompts: a, quality: {retry: {attempts: 1}}}")
+    assert "vllm.quality: retry needs" in problem

@@ -29,6 +29,7 @@ def test_a_worker_has_the_documented_defaults() -> None:
     assert config.when_finished == "stay_connected"
     assert config.verify_ssl
     assert config.token is None
+    assert (config.engine_stall_seconds, config.max_engine_restarts) == (600, 3)
     assert config.vllm.engine_keys() == {}
     assert not config.vllm.trust_remote_code
 
@@ -126,6 +127,13 @@ def test_every_option_of_the_engines_is_documented_and_taken() -> None:
 def test_an_unknown_engine_is_refused_with_the_nearest() -> None:
     assert refusal(engine="vlm").endswith("(got 'vlm'); did you mean vllm?")
     assert "engine.base_ur: unknown key; did you mean base_url?" in refusal(engine={"base_ur": "x"})
+
+
+def test_an_engine_is_given_some_time_and_no_negative_number_of_restarts() -> None:
+    config = worker(engine_stall_seconds=0.5, max_engine_restarts=0).config
+    assert (config.engine_stall_seconds, config.max_engine_restarts) == (0.5, 0)
+    assert "engine_stall_seconds: must be greater than 0" in refusal(engine_stall_seconds=0)
+    assert "max_engine_restarts: must be" in refusal(max_engine_restarts=-1)
 
 
 def test_a_workers_owner_may_let_code_run() -> None:

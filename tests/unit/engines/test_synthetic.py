@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from caption_flow.recipe.structure import Structure
 from caption_flow.worker.engines.base import (
     EngineDied,
     EngineUnavailable,
@@ -158,6 +159,18 @@ async def test_die_on_takes_everything_in_flight_along() -> None:
     assert {type(outcome) for outcome in outcomes} == {EngineDied}
 
 
+async def test_hang_on_never_answers_but_ends_with_the_engine() -> None:
+    engine = await started(hang_on=["b2"])
+    hanging = asyncio.create_task(engine.generate(request(B)))
+    assert await engine.generate(request(A)), "others are answered"
+    for _ in range(10):  # as many turns as any answer takes
+        await asyncio.sleep(0)
+    assert not hanging.done()
+    await engine.stop()
+    with pytest.raises(EngineDied):
+        await hanging
+
+
 async def test_a_dead_engine_stays_dead_until_it_is_started_again() -> None:
     engine = await started(die_on=["b2"])
     for content_hash in (B, A):
@@ -217,3 +230,41 @@ async def test_without_latency_it_answers_thousands_a_second() -> None:
     await asyncio.gather(*(worker() for _ in range(32)))
     # A tenth of what an idle core does, so that a busy machine passes too.
     assert 3_200 / (time.perf_counter() - began) > 4_000
+
+
+SCHEMA = {
+    "type": "object",
+    "$defs": {"Mood": {"enum": ["calm", "wild"]}},
+    "properties": {
+        "title": {"type": "string", "maxLength": 12},
+        "tags": {"type": "array", "items": {"enum": ["a", "b"]}, "minItems": 3, "maxItems": 5},
+        "mood": {"$ref": "#/$defs/Mood"},
+        "people": {"type": "integer", "minimum": 0, "maximum": 9},
+        "score": {"anyOf": [{"type": "number"}, {"type": "null"}]},
+        "sure": {"type": ["boolean", "null"]},
+        "place": {"type": "object", "properties": {"indoors": {"const": True}}},
+    },
+    "required": ["title", "tags", "mood", "people", "score", "sure", "place"],
+    "additionalProperties": False,
+}
+
+
+async def test_a_structure_is_kept_to() -> None:
+    engine = SyntheticEngine("m")
+    engine.expect([{"structured_outputs": {"json": SCHEMA}}])
+    await engine.start()
+    for number in range(20):
+        picture = PreparedImage(Image.new("RGB", (8, 8)), f"{number:032x}")
+        structures = [Structure(SCHEMA), Structure(choice=("photo", "drawing"))]
+        for structure in structures:
+            request = Request("r", "p", picture, structure.sampling())
+            first, again = [(await engine.generate(request)).text for _ in range(2)]
+            assert first == again
+            structure.read(first)
+
+
+async def test_a_structure_that_cannot_be_made_up_is_refused_at_the_start() -> None:
+    engine = SyntheticEngine("m")
+    engine.expect([{}, {"structured_outputs": {"regex": "[a-z]+"}}])
+    with pytest.raises(EngineUnavailable, match="structured output by regex"):
+        await engine.start()

@@ -36,12 +36,12 @@ def test_the_options_of_a_usual_recipe_are_known() -> None:
     }
     checked = check_options(engine, sampling)
     assert checked.engine == engine
-    assert checked.sampling == sampling
+    assert checked.samplings == (sampling,)
     assert checked.warnings == ()
 
 
 def test_an_answer_may_be_longer_than_vllms_own_default() -> None:
-    assert check_options({}, {}).sampling == {"max_tokens": 256}
+    assert check_options({}, {}).samplings == ({"max_tokens": 256},)
 
 
 def test_all_mistakes_are_told_at_once() -> None:
@@ -65,7 +65,7 @@ def test_an_impossible_value_is_told_before_anything_is_loaded(sampling: dict[st
 
 
 def test_numbers_written_as_text_are_understood() -> None:
-    assert check_options({}, {"temperature": "0.5"}).sampling["temperature"] == "0.5"
+    assert check_options({}, {"temperature": "0.5"}).samplings[0]["temperature"] == "0.5"
 
 
 def test_the_owners_options_are_trusted_and_come_last() -> None:

@@ -113,6 +113,13 @@ def test_a_parameter_renamed_since_is_mapped_with_a_warning(
     assert len(findings.warnings) == 1
 
 
+def test_parts_of_one_structure_that_were_options_of_their_own_come_together() -> None:
+    findings = sampling(guided_json={"type": "object"}, guided_whitespace_pattern=" ?")
+    both = {"json": {"type": "object"}, "whitespace_pattern": " ?"}
+    assert findings.options == {"structured_outputs": both}
+    assert len(findings.warnings) == 2
+
+
 def test_an_old_name_is_used_as_it_is_by_a_vllm_that_still_has_it() -> None:
     findings = check_engine_names({"swap_space": 4}, ENGINE | {"swap_space"}, trusted=False)
     assert findings == Findings({"swap_space": 4}, [], [])

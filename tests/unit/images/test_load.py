@@ -85,6 +85,36 @@ def test_every_common_format_is_read(file_format: str) -> None:
     assert near(loaded.image.pixels.getpixel((60, 28)), WHITE, 40)
 
 
+def test_apples_format_is_read_where_its_library_is() -> None:
+    pytest.importorskip("pillow_heif")
+    prepare(encode(corners(), "PNG"))  # teaches Pillow the format
+    for orientation, top_left, size in [(1, RED, (64, 32)), (6, BLUE, (32, 64))]:
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        loaded = prepare(encode(corners(), "HEIF", exif=exif.tobytes(), quality=95))
+        assert loaded.format == "HEIF"
+        assert (loaded.width, loaded.height) == loaded.image.pixels.size == size
+        assert near(loaded.image.pixels.getpixel((4, 4)), top_left, 40)
+    clear = Image.new("RGBA", (64, 64), (0, 0, 0, 0))
+    assert near(prepare(encode(clear, "HEIF")).image.pixels.getpixel((9, 9)), WHITE, 4)
+
+
+def test_apples_format_cut_short_is_a_typed_failure() -> None:
+    pytest.importorskip("pillow_heif")
+    prepare(encode(corners(), "PNG"))
+    data = encode(noise(256, 256), "HEIF")
+    assert refused(data[: len(data) // 2]).kind in {load.TRUNCATED, load.CORRUPT}
+
+
+def test_apples_format_without_its_library_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(load, "_formats", lambda: ("JPEG", "PNG"))
+    error = refused(b"\x00\x00\x00\x18ftypheic\x00\x00\x00\x00mif1heic" + bytes(64))
+    assert error.kind == load.UNRECOGNISED
+    assert "caption-flow[heic]" in str(error)
+
+
 def test_a_phones_multi_picture_jpeg_is_a_jpeg() -> None:
     data = encode(corners(), "MPO", save_all=True, append_images=[Image.new("RGB", (64, 32))])
     loaded = prepare(data, max_pixels_out=600)

@@ -177,6 +177,7 @@ async def test_statistics_count_rows_texts_and_reasons() -> None:
         "total_captions": 6,
         "captions_by_field": {"captions": 4, "tags": 2},
         "failures_by_kind": {"corrupt_image": 1},
+        "flags": {},
         "shards": ["b", "default"],
     }
     assert store.open == 0

@@ -23,7 +23,7 @@ class Watched:
         self.now = 0.0
         self.activity = Activity()
         self.engines = engines
-        self.gauge = Gauge(engines, self.activity, clock=lambda: self.now)
+        self.gauge = Gauge(lambda: engines, self.activity, clock=lambda: self.now)
 
     def charged(self) -> dict[Cause, float]:
         """Let a second pass and return what it was charged to."""

@@ -296,6 +296,21 @@ def test_a_row_of_an_item_given_up_is_nobody_s() -> None:
     assert worker.session.unacknowledged == 0
 
 
+def test_a_worker_whose_models_are_loaded_in_turn_asks_until_it_has_a_slab() -> None:
+    worker = Worker()
+    worker.open()
+    worker.do(EngineReady(WIDTH, 20))
+    (want,) = sent(worker.grant(1, *range(10)), Want)
+    assert want.width == WIDTH, "what engines work on at once is no larger for it"
+
+    worker.begin(7)
+    assert sent(worker.grant(2, *range(9)), Want), "19 are held"
+    assert not sent(worker.grant(3, 0), Want), "20 are held"
+    assert not sent(worker.tick(1.0), Want)
+
+    assert sent(worker.finish(1, 0), Want), "the next slab is asked for while this one is finished"
+
+
 def test_the_question_for_more_says_what_is_left_to_begin() -> None:
     worker = at_work()
     worker.hear(Wait(1.0))

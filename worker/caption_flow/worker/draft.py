@@ -7,13 +7,19 @@ from dataclasses import dataclass, field, replace
 from typing import Final
 
 from caption_flow.protocol.rows import CAPTIONED, FAILED, PARTIAL, Row, StageStats
+from caption_flow.recipe.quality import FLAGS
 from caption_flow.recipe.serving import StageColumn
 from caption_flow.recipe.stages import Recipe, Stage
+from caption_flow.recipe.structure import StructureBroken
 from caption_flow.recipe.template import Outputs
 from caption_flow.worker.engines.base import Completion
 from caption_flow.worker.images.load import LoadedImage
 
 EMPTY_CAPTION: Final = "empty_caption"
+INVALID_JSON: Final = "invalid_json"
+INVALID_ANSWER: Final = "invalid_answer"
+"""An answer that is none of the stage's choices, or does not match its regex."""
+IMAGE_CHANGED: Final = "image_changed"
 MAX_ERROR_CHARACTERS: Final = 2000
 
 
@@ -23,6 +29,25 @@ class ItemError(Exception):
     def __init__(self, kind: str, sentence: str) -> None:
         super().__init__(sentence)
         self.kind = kind
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What the engine said to one prompt in the end.
+
+    ``flags`` are of `caption_flow.recipe.quality`. Tokens are of all attempts: the engine wrote
+    them all, and read the prompt for each.
+    """
+
+    completion: Completion
+    flags: frozenset[str] = frozenset()
+    tokens_in: int = 0
+    tokens_out: int = 0
+
+    @property
+    def text(self) -> str:
+        """Its text, as it is stored."""
+        return valid_text(self.completion.text).strip()
 
 
 @dataclass(slots=True)
@@ -45,13 +70,16 @@ class Draft:
     format: str | None = None
     file_size: int | None = None
     content_hash: str | None = None
+    scaled_to: tuple[int, int] | None = None
+    flags: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         self.outputs = self.recipe.no_outputs()
         for stage in self.recipe.stages:
             if (given := self.earlier.get(stage.name)) is not None:
                 texts = given.get(stage.output_field, ())
-                self.outputs = self.outputs.add(stage.name, stage.output_field, texts)
+                columns = {name: tuple(given.get(name, ())) for name in stage.columns}
+                self.outputs = self.outputs.add(stage.name, stage.output_field, texts, columns)
 
     @property
     def _own(self) -> Outputs:
@@ -59,40 +87,53 @@ class Draft:
         return self.outputs.only(self.outputs.by_stage.keys() - self.earlier.keys())
 
     def note_image(self, loaded: LoadedImage) -> None:
-        """Note the picture's facts, not the picture."""
+        """Note the picture's facts, not the picture.
+
+        Raises:
+            ItemError: an earlier stage saw another picture.
+
+        """
+        if self.content_hash not in {None, loaded.image.content_hash}:
+            raise ItemError(IMAGE_CHANGED, "the image was changed between two of its stages")
         self.width, self.height, self.format = loaded.width, loaded.height, loaded.format
         self.file_size, self.content_hash = loaded.file_size, loaded.content_hash
 
-    def add(
-        self, stage: Stage, answers: Sequence[Completion], *, model: str, seconds: float
-    ) -> None:
+    def add(self, stage: Stage, answers: Sequence[Answer], *, model: str, seconds: float) -> None:
         """Add what a stage gave; ``answers`` are in the order of its prompts.
 
         Raises:
-            ItemError: one of the answers is empty.
+            ItemError: one of the answers is empty, or not of the form the stage asks for.
 
         """
-        texts = tuple(valid_text(answer.text).strip() for answer in answers)
+        self._note(stage, answers, model, seconds)
+        columns: dict[str, tuple[str, ...]] = dict.fromkeys(stage.columns, ())
+        for number, answer in enumerate(answers, start=1):
+            which = f", prompt {number}," if len(answers) > 1 else ""
+            for name, parts in _read(stage, answer, f"stage '{stage.name}'{which}").items():
+                columns[name] += parts
+        texts = (answer.text for answer in answers)
+        self.outputs = self.outputs.add(stage.name, stage.output_field, texts, columns)
+
+    def _note(self, stage: Stage, answers: Sequence[Answer], model: str, seconds: float) -> None:
         self.stats.append(
             StageStats(
                 stage=stage.name,
                 tokens_in=sum(answer.tokens_in for answer in answers),
                 tokens_out=sum(answer.tokens_out for answer in answers),
-                finish_reasons=tuple(answer.finish_reason for answer in answers),
+                finish_reasons=tuple(answer.completion.finish_reason for answer in answers),
                 milliseconds=round(seconds * 1000),
             )
         )
         if model not in self.models:
             self.models.append(model)
-        for number, text in enumerate(texts, start=1):
-            if not text:
-                which = f", prompt {number}," if len(texts) > 1 else ""
-                raise ItemError(
-                    EMPTY_CAPTION,
-                    f"stage '{stage.name}'{which} got an empty answer "
-                    f"(finish reason '{answers[number - 1].finish_reason}')",
-                )
-        self.outputs = self.outputs.add(stage.name, stage.output_field, texts)
+        for answer in answers:
+            self.flags |= answer.flags
+            self._note_scaling(answer.completion.image_scaled_to)
+
+    def _note_scaling(self, size: tuple[int, int] | None) -> None:
+        """Keep the smallest size the picture was seen in."""
+        if size is not None and (self.scaled_to is None or size < self.scaled_to):
+            self.scaled_to = size
 
     def captioned(self) -> Row:
         """Return the row of an item that went through every stage."""
@@ -102,7 +143,11 @@ class Draft:
         """Return the row of an item that is to go on at another worker."""
         given = self._own.by_stage
         ran = [given[stage.name] for stage in self.recipe.stages if stage.name in given]
-        columns = {StageColumn(one.stage, one.field).name: one.texts for one in ran}
+        columns = {
+            StageColumn(one.stage, name).name: texts
+            for one in ran
+            for name, texts in one.fields.items()
+        }
         return replace(self._row(PARTIAL, None, None), outputs=columns)
 
     def failed(self, kind: str, sentence: str) -> Row:
@@ -124,7 +169,24 @@ class Draft:
             stage_stats=tuple(self.stats),
             models=tuple(self.models),
             recipe=self.recipe.fingerprint,
+            image_scaled_to=None if self.scaled_to is None else "{}x{}".format(*self.scaled_to),
+            flags=tuple(flag for flag in FLAGS if flag in self.flags),
         )
+
+
+def _read(stage: Stage, answer: Answer, where: str) -> Mapping[str, tuple[str, ...]]:
+    """Return the columns of an answer. Raises `ItemError`."""
+    reason = f"(finish reason '{answer.completion.finish_reason}')"
+    if not answer.text:
+        raise ItemError(EMPTY_CAPTION, f"{where} got an empty answer {reason}")
+    if stage.structure is None:
+        return {}
+    try:
+        return stage.structure.read(answer.text)
+    except StructureBroken as error:
+        kind = INVALID_ANSWER if stage.structure.json_schema is None else INVALID_JSON
+        hint = "; raise max_tokens" if answer.completion.finish_reason == "length" else ""
+        raise ItemError(kind, f"{where} got an answer that {error} {reason}{hint}") from error
 
 
 def valid_text(text: str) -> str:

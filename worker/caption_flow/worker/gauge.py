@@ -32,7 +32,7 @@ class Gauge:
 
     def __init__(
         self,
-        engines: Collection[SupervisedEngine],
+        engines: Callable[[], Collection[SupervisedEngine]],
         activity: Activity,
         *,
         clock: Callable[[], float] = time.monotonic,
@@ -100,7 +100,7 @@ class Gauge:
     def _scene(self) -> Scene | None:
         # Called several times an item: the usual answer, a full engine, costs next to nothing.
         fullest, least = None, 2.0
-        for engine in self._engines:
+        for engine in self._engines():
             if not engine.is_up:
                 return None
             slots, taken = engine.gate.capacity, engine.gate.in_use

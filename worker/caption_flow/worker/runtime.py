@@ -10,8 +10,8 @@ import asyncio
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import structlog
@@ -30,7 +30,7 @@ from caption_flow.protocol.messages import (
     Welcome,
 )
 from caption_flow.protocol.rows import PARTIAL, Row, encode_rows
-from caption_flow.recipe.serving import leg, positions, unknown_stage
+from caption_flow.recipe.serving import leg, served, unknown_stage
 from caption_flow.recipe.stages import Recipe, RecipeError
 from caption_flow.recipe.wire import from_spec
 from caption_flow.worker.client import Address, Client, ConnectionRefusedForGoodError
@@ -61,9 +61,12 @@ from caption_flow.worker.core.events import (
 )
 from caption_flow.worker.core.leases import Job, Key
 from caption_flow.worker.core.outbox import Batch
+from caption_flow.worker.core.placement import describe, place
 from caption_flow.worker.core.session import Session
+from caption_flow.worker.core.slabs import SPOKEN, Slab
 from caption_flow.worker.draft import size_of
 from caption_flow.worker.engines.base import Engine, EngineError
+from caption_flow.worker.garage import Garage
 from caption_flow.worker.images.load import ImageError
 from caption_flow.worker.loading import MISSING, Activity, ImageLoader
 from caption_flow.worker.pipeline import (
@@ -72,7 +75,7 @@ from caption_flow.worker.pipeline import (
     EngineGoneError,
     Pipeline,
 )
-from caption_flow.worker.supervision import SupervisedEngine
+from caption_flow.worker.supervision import MAX_RESTARTS, STALL_SECONDS, SupervisedEngine
 
 log = structlog.get_logger()
 
@@ -90,13 +93,22 @@ Raises `EngineUnavailable`.
 
 @dataclass(frozen=True, slots=True)
 class Capacity:
-    """How much of this machine the worker may take; None means what suits machine and engine."""
+    """How much of this machine the worker may take, and how much trouble; None means what suits.
+
+    Engines that are ``on_device`` have to fit there together or are loaded in turn; for that,
+    ``owner_options`` are the engine options of the worker's owner, laid over the recipe's.
+    """
 
     max_requests: int | None = None
     look_ahead_items: int | None = None
     look_ahead_bytes: int = LOOK_AHEAD_BYTES
     decode_threads: int | None = None
     restart_backoff_seconds: float = 1.0
+    engine_stall_seconds: float = STALL_SECONDS
+    max_engine_restarts: int = MAX_RESTARTS
+    on_device: bool = True
+    owner_options: Mapping[str, Any] = field(default_factory=dict)
+    slab: Slab | None = None
 
 
 class Runtime:
@@ -119,7 +131,9 @@ class Runtime:
         threads = self._capacity.decode_threads or min(8, os.cpu_count() or 1)
         self._activity = Activity()
         self._loader = ImageLoader(self._fetch, threads=threads, activity=self._activity)
-        self._engines: dict[str, SupervisedEngine] = {}
+        self._models: set[str] = set()
+        """Those of the first recipe: only they have engines."""
+        self._garage: Garage | None = None
         self._recipes: dict[str, Recipe] = {}
         self._pipeline: Pipeline | None = None
         self._loading: asyncio.Task[None] | None = None
@@ -130,6 +144,7 @@ class Runtime:
         self._left: asyncio.Future[Leave] = asyncio.get_running_loop().create_future()
         self._aborted = False
         self._max_attempts = MAX_ATTEMPTS
+        self._room: EngineReady | None = None
         self.finished: Finished | None = None
 
     # ------------------------------------------------------------------ from the outside
@@ -166,11 +181,8 @@ class Runtime:
 
     async def stop_engines(self) -> None:
         """Stop every engine; may take as long as they take."""
-        engines = self._engines.values()
-        results = await asyncio.gather(*(e.stop() for e in engines), return_exceptions=True)
-        for error in results:
-            if isinstance(error, Exception):
-                log.warning("engine did not stop well", reason=str(error))
+        if self._garage is not None:
+            await self._garage.stop()
 
     def starvation(self) -> str:
         """Return one line for people about the engine's emptiness; empty before it was loaded."""
@@ -257,7 +269,15 @@ class Runtime:
         finally:
             self._is_handling = False
         if self._pipeline is not None:
-            self._pipeline.nudge()
+            self._tell_pipeline(self._pipeline)
+
+    def _tell_pipeline(self, pipeline: Pipeline) -> None:
+        """Let the pipeline know what the session has come to."""
+        pipeline.may_swap = not self._session.is_ending
+        if self._session.is_ending and (waiting := pipeline.withdraw_waiting()):
+            # Nothing is loaded any more for items half done: somebody else does them anew.
+            self._post(Withdrawn(waiting))
+        pipeline.nudge()
 
     def _carry_out(  # noqa: C901 - one match over all effects is the point
         self, effect: Effect[Row]
@@ -314,6 +334,7 @@ class Runtime:
                 "starved": sum(starved.values()),
                 **{f"starved_{cause}": seconds for cause, seconds in starved.items()},
             }
+            stats |= {f"flagged_{flag}": number for flag, number in tally.flags.items()}
         return stats
 
     def _end(self, leave: Leave) -> None:
@@ -332,28 +353,29 @@ class Runtime:
         if problem is not None:
             self._post(RecipeUnusable(f"--stages (worker.stages): {problem}"))
             return
-        self._recipes[recipe.fingerprint] = recipe
-        models = engine_options(recipe, self._stages).keys()
+        models = {stage.model for stage in served(recipe, self._stages).stages}
         if self._loading is None:
             if self._tasks is None:
                 raise RuntimeError("a recipe came before `run`")
+            self._models = models
             self._loading = self._tasks.create_task(self._work(recipe, spec.mock_results))
-        elif models <= self._engines.keys():
-            log.info("the recipe changed", recipe=recipe.fingerprint)
+        elif missing := models - self._models:
+            named = ", ".join(sorted(missing))
+            self._post(RecipeUnusable(f"the recipe now names {named}: restart this worker"))
+            return
         else:
-            missing = ", ".join(sorted(models - self._engines.keys()))
-            self._post(RecipeUnusable(f"the recipe now names {missing}: restart this worker"))
+            log.info("the recipe changed", recipe=recipe.fingerprint)
+        self._recipes[recipe.fingerprint] = recipe
         if self._pipeline is not None:
             self._pipeline.use(recipe)
 
     async def _work(self, recipe: Recipe, mock_results: bool) -> None:
         """Load the engines the recipe names, then carry items."""
         try:
-            await self._load_engines(recipe, mock_results)
             pipeline = Pipeline(
                 self,
                 self._loader,
-                self._engines,
+                await self._fill_garage(served(recipe, self._stages), mock_results),
                 look_ahead_items=self._capacity.look_ahead_items,
                 look_ahead_bytes=self._capacity.look_ahead_bytes,
                 max_attempts=self._max_attempts,
@@ -363,26 +385,43 @@ class Runtime:
             for known in self._recipes.values():
                 pipeline.use(known)
             self._pipeline = pipeline
-            self._post(EngineReady(pipeline.width))
+            self._tell_width(pipeline)
             await pipeline.run()
         except EngineGoneError as error:
             self._post(EngineLost(str(error), error.suspects))
         except EngineError as error:
             self._post(EngineLost(str(error)))
 
-    async def _load_engines(self, recipe: Recipe, mock_results: bool) -> None:
-        for model, options in engine_options(recipe, self._stages).items():
-            self._engines[model] = SupervisedEngine(
+    async def _fill_garage(self, recipe: Recipe, mock_results: bool) -> Garage:
+        """Make every engine the recipe names, and load those that items need first."""
+        capacity = self._capacity
+        placement = place(recipe, capacity.owner_options, on_device=capacity.on_device)
+        if (sentence := describe(placement, recipe, SPOKEN)) is not None:
+            log.info(sentence)
+        engines = {
+            model: SupervisedEngine(
                 self._build(model, options, mock_results),
-                max_requests=self._capacity.max_requests,
-                backoff_seconds=self._capacity.restart_backoff_seconds,
+                max_requests=capacity.max_requests,
+                max_restarts=capacity.max_engine_restarts,
+                backoff_seconds=capacity.restart_backoff_seconds,
+                stall_seconds=capacity.engine_stall_seconds,
             )
-        for model, engine in self._engines.items():
-            log.info("loading the engine", model=model)
-            began = time.monotonic()
-            await engine.start()
-            seconds = round(time.monotonic() - began, 1)
-            log.info("the engine is ready", model=model, seconds=seconds)
+            for model, options in engine_options(recipe).items()
+        }
+        for model, engine in engines.items():
+            engine.expect(
+                [s for stage in recipe.stages if stage.model == model for s in stage.samplings()]
+            )
+        garage = self._garage = Garage(engines, placement, slab=capacity.slab)
+        await garage.load(garage.next_group([(garage.use(recipe), frozenset())]))
+        return garage
+
+    def _tell_width(self, pipeline: Pipeline) -> None:
+        """Tell the session how much can be worked on, if that is news."""
+        room = EngineReady(pipeline.width, pipeline.slab_items)
+        if room != self._room and pipeline.width:
+            self._room = room
+            self._post(room)
 
     # ------------------------------------------------------------------ in the background
 
@@ -396,6 +435,8 @@ class Runtime:
         while True:
             await asyncio.sleep(TICK_SECONDS)
             self._post(Ticked())
+            if self._pipeline is not None:
+                self._tell_width(self._pipeline)
 
     async def _tell_progress(self) -> None:
         said, said_at = "", time.monotonic()
@@ -408,13 +449,10 @@ class Runtime:
             log.info(line, **{name: round(value, 2) for name, value in self._stats().items()})
 
 
-def engine_options(recipe: Recipe, stages: Collection[str] = ()) -> dict[str, dict[str, Any]]:
-    """Return each model's engine options; where its stages differ, the first one counts.
-
-    With names of ``stages`` only these and their models are looked at.
-    """
+def engine_options(recipe: Recipe) -> dict[str, dict[str, Any]]:
+    """Return each model's engine options; where its stages differ, the first one counts."""
     options: dict[str, dict[str, Any]] = {}
-    for stage in (recipe.stages[at] for at in sorted(positions(recipe, stages))):
+    for stage in recipe.stages:
         merged = options.setdefault(stage.model, {})
         for name, value in stage.engine.items():
             if merged.setdefault(name, value) != value:

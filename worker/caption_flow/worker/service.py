@@ -21,10 +21,12 @@ from caption_flow.protocol.messages import Hello
 from caption_flow.worker import processes
 from caption_flow.worker.client import Address
 from caption_flow.worker.core.events import Leave, Outcome
+from caption_flow.worker.core.placement import takes_device
 from caption_flow.worker.engines.base import Engine, EngineUnavailable
 from caption_flow.worker.engines.factory import build_engine
 from caption_flow.worker.pipeline import LOOK_AHEAD_BYTES
 from caption_flow.worker.runtime import BuildEngine, Capacity, Runtime
+from caption_flow.worker.supervision import MAX_RESTARTS, STALL_SECONDS
 
 log = structlog.get_logger()
 
@@ -68,6 +70,8 @@ class WorkerSettings:
     look_ahead_items: int | None = None
     look_ahead_bytes: int = LOOK_AHEAD_BYTES
     restart_backoff_seconds: float = 1.0
+    engine_stall_seconds: float = STALL_SECONDS
+    max_engine_restarts: int = MAX_RESTARTS
     exit_with_parent: bool = False
 
 
@@ -170,6 +174,10 @@ def _capacity(settings: WorkerSettings) -> Capacity:
         look_ahead_items=settings.look_ahead_items,
         look_ahead_bytes=settings.look_ahead_bytes,
         restart_backoff_seconds=settings.restart_backoff_seconds,
+        engine_stall_seconds=settings.engine_stall_seconds,
+        max_engine_restarts=settings.max_engine_restarts,
+        on_device=takes_device(settings.engine),
+        owner_options=settings.engine_settings,
     )
 
 

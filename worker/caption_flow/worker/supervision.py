@@ -1,18 +1,21 @@
 """One engine, kept alive: requests go in, deaths are counted, and it is started again.
 
-The engine says that it died; this says who was in it, restarts it with backoff, and gives up after
-too many deaths without a single answer in between. It never decides what becomes of an item.
+The engine says that it died, or falls silent with requests in it, which counts as the same. This
+says who was in it, restarts it with backoff, and gives up after too many deaths without a single
+answer in between. It never decides what becomes of an item.
 """
 
 from __future__ import annotations
 
 import asyncio
 import math
-from typing import Final, Protocol
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, Protocol
 
 import structlog
 from PIL import Image
 
+from caption_flow.worker.core.silence import Silence
 from caption_flow.worker.engines.base import (
     Completion,
     Engine,
@@ -29,9 +32,15 @@ log = structlog.get_logger()
 
 MAX_RESTARTS: Final = 3
 """Restarts within one run of trouble: until the engine answers something."""
-REQUEST_SECONDS: Final = 1800.0
-"""An engine that holds a request for longer is taken for dead: some die without saying so."""
+STALL_SECONDS: Final = 600.0
+"""An engine that is busy and gives no token for longer is taken for dead: some die without saying
+so. Kernels compiled for the first request of a kind take a minute or two. The longest step likely,
+4,096 tokens of pictures through 3 billion parameters on two cores, should take some 400 s."""
+RESTART_SECONDS: Final = 1800.0
+"""A device on which an engine hung may hang the next one while it loads. The first start is not
+limited: it may download a model; the next ones find it on disk."""
 STOP_SECONDS: Final = 30.0
+_LOOKS_PER_STALL: Final = 20
 
 
 class Rider(Protocol):
@@ -55,20 +64,25 @@ class SupervisedEngine:
         max_requests: int | None = None,
         max_restarts: int = MAX_RESTARTS,
         backoff_seconds: float = 1.0,
-        request_seconds: float = REQUEST_SECONDS,
+        stall_seconds: float = STALL_SECONDS,
+        restart_seconds: float = RESTART_SECONDS,
     ) -> None:
         self._engine = engine
         self._max_requests = max_requests
         self._max_restarts = max_restarts
         self._backoff_seconds = backoff_seconds
-        self._request_seconds = request_seconds
+        self._stall_seconds = stall_seconds
+        self._restart_seconds = restart_seconds
         self._gate: Gate | None = None
         self._in_flight: dict[asyncio.Task[Completion], Rider | None] = {}
         self._up = asyncio.Event()
         self._gone: EngineUnavailable | None = None
         self._life = 0
+        self._death: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._troubles = 0
+        self._outcomes = 0
         self._revival: asyncio.Task[None] | None = None
+        self._watch: asyncio.Task[None] | None = None
         self.suspects: tuple[Rider, ...] = ()
         """Who was in the engine when it last died with somebody in it."""
 
@@ -89,19 +103,43 @@ class SupervisedEngine:
         """Whether requests are answered now: it is neither being started nor gone."""
         return self._up.is_set() and self._gone is None
 
+    def expect(self, samplings: Sequence[Mapping[str, Any]]) -> None:
+        """See `Engine.expect`."""
+        self._engine.expect(samplings)
+
     async def start(self) -> None:
-        """Load the model. Raises `EngineUnavailable`."""
-        await self._engine.start()
+        """Load the model, for the first time or again after `stop`. Raises `EngineUnavailable`.
+
+        What cannot be loaded at first is wrong and told at once. What could be loaded once is
+        tried again: the device may not have been free yet.
+        """
+        try:
+            await self._engine.start()
+        except EngineError as error:
+            if self._gate is None:
+                raise
+            log.warning("engine does not start", model=self.model, reason=str(error))
+            await self._revive(str(error))
+            if self._gone is not None:
+                self._gone = EngineUnavailable(f"{self.model} cannot be loaded again: {error}")
+                raise self._gone from error
         wanted = self._engine.requests_in_flight
         self._gate = Gate(min(wanted, self._max_requests or wanted))
+        if self._death.done():
+            self._death = asyncio.get_running_loop().create_future()
         self._up.set()
+        self._watch = asyncio.create_task(self._watch_for_stalls())
 
     async def stop(self) -> None:
-        """Stop reviving, and stop the engine."""
-        if self._revival is not None:
-            self._revival.cancel()
-            await asyncio.wait([self._revival])
-        await self._engine.stop()
+        """Stop watching and reviving, and stop the engine; `start` may load it again."""
+        self._up.clear()
+        for task in (self._watch, self._revival):
+            if task is not None:
+                task.cancel()
+                await asyncio.wait([task])
+        self._watch = self._revival = None
+        self._troubles, self.suspects = 0, ()
+        await self._stop_engine()
 
     def slots_for(self, requests: int, deaths: int) -> int:
         """Return how many slots so many requests of an item with so many deaths take.
@@ -130,11 +168,15 @@ class SupervisedEngine:
         await self._up.wait()
         if self._gone is not None:
             raise self._gone
-        life = self._life
+        life, death = self._life, self._death
         task = asyncio.create_task(self._engine.generate(request))
         self._in_flight[task] = rider
         try:
-            await asyncio.wait([task], timeout=self._request_seconds)
+            # A hung engine may not even let go of what is cancelled: its death is waited for, too.
+            either: tuple[asyncio.Future[Any], ...] = (task, death)
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+            if not task.done():
+                raise EngineDied(death.result())
             return self._outcome(task, life)
         finally:
             del self._in_flight[task]
@@ -161,22 +203,40 @@ class SupervisedEngine:
             return
 
     def _outcome(self, task: asyncio.Task[Completion], life: int) -> Completion:
-        if not task.done():
-            raise self._died(f"no answer within {self._request_seconds:.0f} s", life)
         if task.cancelled():
             raise self._died("the engine aborted the request", life)
         try:
             completion = task.result()
         except EngineDied as error:
             raise self._died(str(error), life) from error
+        except RequestRefused:
+            self._outcomes += 1
+            raise
+        self._outcomes += 1
         self._troubles = 0
         return completion
+
+    async def _watch_for_stalls(self) -> None:
+        """Take an engine for dead that has requests in it and gives no sign of life for too long.
+
+        Loading, being idle and being stopped are no stalls: there is nothing in flight then.
+        """
+        loop = asyncio.get_running_loop()
+        pause = self._stall_seconds / _LOOKS_PER_STALL
+        silence = Silence(longest_gap_seconds=2 * pause)
+        while True:
+            await asyncio.sleep(pause)
+            beats = self._engine.beats + self._outcomes + self._life
+            seconds = silence.look(beats, busy=bool(self._in_flight), now=loop.time())
+            if seconds >= self._stall_seconds:
+                self._died(f"no token for {self._stall_seconds:g} s: it hangs", self._life)
 
     def _died(self, evidence: str, life: int) -> EngineDied:
         """Note the death, once for all that notice it, and begin the revival."""
         if life == self._life:
             self._life += 1
             self._up.clear()
+            self._death.set_result(evidence)
             riders = {rider for task, rider in self._in_flight.items() if _is_lost(task)}
             suspects = tuple(rider for rider in riders if rider is not None)
             log.warning("engine died", model=self.model, reason=evidence, in_flight=len(suspects))
@@ -202,22 +262,41 @@ class SupervisedEngine:
                 evidence = f"{type(error).__name__}: {error}"
             else:
                 log.info("engine is up again", model=self.model)
+                self._death = asyncio.get_running_loop().create_future()
                 self._up.set()
                 return
         self._gone = EngineUnavailable(
-            f"the engine of {self.model} died and {self._max_restarts} restarts did not help: "
-            f"{evidence}"
+            f"the engine of {self.model} died and {_restarts(self._max_restarts)}: {evidence}"
         )
         self._up.set()
 
     async def _restart(self) -> None:
+        await self._stop_engine()
+        await asyncio.sleep(self._backoff_seconds * 2 ** (self._troubles - 1))
+        try:
+            async with asyncio.timeout(self._restart_seconds):
+                await self._engine.start()
+        except TimeoutError as error:
+            raise EngineUnavailable(
+                f"it did not start again within {self._restart_seconds:g} s: is its device broken?"
+            ) from error
+
+    async def _stop_engine(self) -> None:
         try:
             async with asyncio.timeout(STOP_SECONDS):
                 await self._engine.stop()
         except TimeoutError:
             log.warning("engine does not stop", model=self.model, seconds=STOP_SECONDS)
-        await asyncio.sleep(self._backoff_seconds * 2 ** (self._troubles - 1))
-        await self._engine.start()
+
+
+def _restarts(most: int) -> str:
+    match most:
+        case 0:
+            return "is not to be restarted (max_engine_restarts is 0)"
+        case 1:
+            return "a restart did not help"
+        case _:
+            return f"{most} restarts did not help"
 
 
 def _is_lost(task: asyncio.Task[Completion]) -> bool:

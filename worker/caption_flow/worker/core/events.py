@@ -50,9 +50,13 @@ class Heard:
 
 @dataclass(frozen=True, slots=True)
 class EngineReady:
-    """Every engine answers; ``width`` is how many items they work on at once."""
+    """The engines answer, or others do now; ``width`` is how many items they work on at once.
+
+    ``slab`` is how many are to be begun before engines are swapped, if they have to be.
+    """
 
     width: int
+    slab: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -125,6 +125,7 @@ class Session(Generic[R]):
         self._limits: Limits | None = None
         self._recipe = ""
         self._width: int | None = None
+        self._slab = 0
         self._heartbeat_at = -math.inf
         self._ending: _Ending | None = None
         self._ack_until: float | None = None
@@ -217,8 +218,8 @@ class Session(Generic[R]):
                 self._fetches.want(lease, item)
             case Withdrawn(items):
                 self._give_up(items, effects)
-            case EngineReady(width):
-                self._width = width
+            case EngineReady(width, slab):
+                self._width, self._slab = width, slab
             case EngineLost(sentence, suspects):
                 self._lose_engine(sentence, suspects)
             case RecipeUnusable(sentence):
@@ -419,7 +420,7 @@ class Session(Generic[R]):
         return self._appetite.is_due(
             self._book.waiting,
             idle=self._idle,
-            width=self._width,
+            width=max(self._width, self._slab - self._book.begun),
             rate=self._rate.per_second(now=now),
             now=now,
         )

@@ -7,7 +7,7 @@ is gone (`EngineDied`, nobody's fault among the requests in flight).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -72,6 +72,8 @@ class Completion:
     tokens_in: int
     tokens_out: int
     finish_reason: str
+    image_scaled_to: tuple[int, int] | None = None
+    """Width and height the picture was shrunk to, where prompt and picture had been too long."""
 
 
 class Engine(Protocol):
@@ -85,6 +87,21 @@ class Engine(Protocol):
     @property
     def requests_in_flight(self) -> int:
         """How many requests keep the engine full (about 1.1 times its batch width)."""
+        ...
+
+    def expect(self, samplings: Sequence[Mapping[str, Any]]) -> None:
+        """Note, before `start`, with which parameters requests will come.
+
+        What would be refused for each of them is to be refused once, by `start`.
+        """
+        ...
+
+    @property
+    def beats(self) -> int:
+        """A count that grows with every sign of life, such as tokens; it never falls.
+
+        Answers need not be counted: whoever asked sees them.
+        """
         ...
 
     async def start(self) -> None:

@@ -8,7 +8,7 @@ ask again, `openai_dialect` what a request says, `openai_pictures` the pictures 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -61,6 +61,14 @@ class OpenAIEngine:
     def requests_in_flight(self) -> int:
         """The option of that name."""
         return self._options.requests_in_flight
+
+    @property
+    def beats(self) -> int:
+        """Nothing: a server answers as a whole, so answers are its only signs of life."""
+        return 0
+
+    def expect(self, samplings: Sequence[Mapping[str, Any]]) -> None:
+        """Nothing: what a server takes, only its answers tell."""
 
     async def start(self) -> None:
         """See that the server answers a question about a grey picture; idempotent.

@@ -7,12 +7,14 @@ only a default of ours says is left out once the server has refused it.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from typing import Any, Final
 
 import msgspec
 
+from caption_flow.recipe.structure import STRUCTURED_OUTPUTS
 from caption_flow.worker.engines.base import Request, RequestRefused
 from caption_flow.worker.engines.options import DEFAULT_MAX_TOKENS
 from caption_flow.worker.engines.refusals import ENGINE_REJECTED
@@ -91,12 +93,28 @@ class Dialect:
             for name, value in sampling.items()
             if value is not None and not self._is_dropped(name, value)
         }
+        if STRUCTURED_OUTPUTS in asked:
+            asked |= _standard_structure(asked.pop(STRUCTURED_OUTPUTS))
         longest = asked.pop("max_tokens", DEFAULT_MAX_TOKENS)
         asked.setdefault(self._length_parameter, longest)
         return asked
 
     def _is_dropped(self, name: str, value: Any) -> bool:
         return name in self._left_out and value == _DEFAULTS[name]
+
+
+def _standard_structure(structure: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the parameters that ask for an answer of this structure, given in vLLM's form.
+
+    JSON is asked for in the API's own words, which every server knows that can do it
+    (https://platform.openai.com/docs/guides/structured-outputs); the rest only vLLM knows.
+    """
+    schema = structure.get("json")
+    if schema is None:
+        return {STRUCTURED_OUTPUTS: structure}
+    parsed = json.loads(schema) if isinstance(schema, str) else schema
+    asked = {"name": "answer", "schema": parsed, "strict": True}
+    return {"response_format": {"type": "json_schema", "json_schema": asked}}
 
 
 def refused_parameter(refusal: str, sampling: Mapping[str, Any]) -> str | None:

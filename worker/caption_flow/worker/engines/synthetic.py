@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Final
 
 import msgspec
 
+from caption_flow.recipe.structure import STRUCTURED_OUTPUTS
 from caption_flow.worker.engines.base import (
     Completion,
     EngineDied,
@@ -21,6 +22,7 @@ from caption_flow.worker.engines.base import (
     RequestRefused,
 )
 from caption_flow.worker.engines.options import DEFAULT_MAX_TOKENS, unknown_option
+from caption_flow.worker.engines.synthetic_structure import structured_answer
 
 REFUSED: Final = "synthetic_refusal"
 """The ``error_kind`` of items refused on purpose."""
@@ -137,6 +139,7 @@ class SyntheticEngine:
     def __init__(self, model: str, options: Mapping[str, Any] | None = None) -> None:
         self._model = model
         self._options = _parse(options or {})
+        self._impossible: list[Mapping[str, Any]] = []
         self._ended: asyncio.Event | None = None
         self._reason = "the synthetic engine has not been started"
 
@@ -150,16 +153,38 @@ class SyntheticEngine:
         """The option of that name."""
         return self._options.requests_in_flight
 
+    def expect(self, samplings: Sequence[Mapping[str, Any]]) -> None:
+        """Note what `start` is to refuse: structures that cannot be made up."""
+        structures = [sampling.get(STRUCTURED_OUTPUTS) for sampling in samplings]
+        self._impossible = [
+            one for one in structures if one and structured_answer(one, "", 0) is None
+        ]
+
+    @property
+    def beats(self) -> int:
+        """Nothing: it answers as a whole, so answers are its only signs of life."""
+        return 0
+
     async def start(self) -> None:
-        """Wait ``load_seconds``; a dead engine lives again."""
+        """Wait ``load_seconds``; a dead engine lives again.
+
+        Raises:
+            EngineUnavailable: a structured output is asked for that it cannot make up.
+        """
+        if self._impossible:
+            kinds = ", ".join(sorted({kind for one in self._impossible for kind in one}))
+            raise EngineUnavailable(
+                f"the synthetic engine cannot make up answers for structured output by {kinds}; "
+                "it can for json_schema and choice"
+            )
         await asyncio.sleep(self._options.load_seconds)
         self._ended = asyncio.Event()
 
     async def generate(self, request: Request) -> Completion:
         """Answer after the latency, or refuse, or die.
 
-        ``sampling["max_tokens"]`` cuts the answer, as it would a model's; nothing else in
-        ``sampling`` has an effect.
+        ``sampling["max_tokens"]`` cuts the answer, as it would a model's, and
+        ``structured_outputs`` gives it its form; nothing else in ``sampling`` has an effect.
 
         Raises:
             RequestRefused: the picture is one to be refused (kind `REFUSED`).
@@ -180,7 +205,10 @@ class SyntheticEngine:
         if _begins(content_hash, options.endless_on):
             limit = limit or DEFAULT_MAX_TOKENS
             tokens = limit + 1
-        return _completion(request.prompt, _compose(content_hash, digest, tokens), limit)
+        text = _compose(content_hash, digest, tokens)
+        if structure := request.sampling.get(STRUCTURED_OUTPUTS):
+            text = structured_answer(structure, text, digest[10]) or text
+        return _completion(request.prompt, text, limit)
 
     async def stop(self) -> None:
         """End; what is in flight raises `EngineDied`."""

@@ -11,11 +11,13 @@ from __future__ import annotations
 import asyncio
 import math
 import threading
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Final
 
 from PIL import Image
 
+from caption_flow.recipe.structure import STRUCTURED_OUTPUTS
 from caption_flow.worker.core.starvation import RESERVE
 from caption_flow.worker.engines import guard
 from caption_flow.worker.engines.base import (
@@ -33,6 +35,9 @@ from caption_flow.worker.engines.vllm_loading import DEFAULT_ENGINE_OPTIONS, Wan
 from caption_flow.worker.engines.vllm_running import Running
 
 __all__ = ["VllmEngine", "check_options"]
+
+_GREETING_SECONDS: Final = 900.0
+"""How long the first answer may take: kernels are compiled for it, on a busy CPU perhaps."""
 
 
 class VllmEngine:
@@ -57,6 +62,7 @@ class VllmEngine:
     ) -> None:
         self._wanted = Wanted(model, dict(engine_options), owner_options or {}, trust_remote_code)
         self._running: Running | None = None
+        self._beats = 0
         self._in_flight: set[asyncio.Task[Completion]] = set()
         self._changing = asyncio.Lock()
 
@@ -73,6 +79,15 @@ class VllmEngine:
         options = {**self._wanted.options, **self._wanted.owner_options}
         configured = options.get("max_num_seqs") or DEFAULT_ENGINE_OPTIONS["max_num_seqs"]
         return math.ceil(RESERVE * int(configured))
+
+    def expect(self, samplings: Sequence[Mapping[str, Any]]) -> None:
+        """Note how requests will be sampled: `start` checks it, and tries structured outputs."""
+        self._wanted = replace(self._wanted, samplings=tuple(samplings))
+
+    @property
+    def beats(self) -> int:
+        """How often tokens came out of vLLM, in all its lives."""
+        return self._beats + (0 if self._running is None else self._running.beats)
 
     async def start(self) -> None:
         """Load the model and ask it about a grey picture; idempotent while it runs.
@@ -117,6 +132,7 @@ class VllmEngine:
             running, self._running = self._running, None
             if running is None:
                 return
+            self._beats += running.beats
             # vLLM forgets who waits when it shuts down: without this they would wait for ever.
             for task in self._in_flight:
                 task.cancel()
@@ -148,23 +164,34 @@ class VllmEngine:
             raise
 
     async def _greet(self, running: Running) -> None:
-        """Ask once, so that what would fail for every picture fails now.
+        """Ask once, also for each structure: what would fail for every picture fails now.
 
         Raises:
             EngineUnavailable: the model does not answer.
 
         """
         grey = PreparedImage(Image.new("RGB", (224, 224), "grey"), content_hash="greeting")
-        request = Request("greeting", "Describe the picture.", grey, {"max_tokens": 1})
-        try:
-            await running.answer(request)
-        except BaseException as error:
-            await asyncio.shield(running.end())
-            if not isinstance(error, RequestRefused | EngineDied):
-                raise
-            raise EngineUnavailable(
-                f"model '{self._wanted.model}' cannot be asked about a picture: {error}"
-            ) from error
+        structures = [
+            {STRUCTURED_OUTPUTS: sampling[STRUCTURED_OUTPUTS]}
+            for sampling in self._wanted.samplings
+            if STRUCTURED_OUTPUTS in sampling
+        ]
+        for sampling in ({}, *structures):
+            asked = {"max_tokens": 1, **sampling}
+            request = Request("greeting", "Describe the picture.", grey, asked)
+            try:
+                async with asyncio.timeout(_GREETING_SECONDS):
+                    await running.answer(request)
+            except BaseException as error:
+                await asyncio.shield(running.end())
+                if isinstance(error, TimeoutError):
+                    error = EngineDied(f"no answer within {_GREETING_SECONDS:.0f} s: vLLM hangs")
+                if not isinstance(error, RequestRefused | EngineDied):
+                    raise
+                how = f" with {sampling}" if sampling else ""
+                raise EngineUnavailable(
+                    f"model '{self._wanted.model}' cannot be asked about a picture{how}: {error}"
+                ) from error
 
 
 def _is_cancelled_from_outside() -> bool:

@@ -21,8 +21,7 @@ from caption_flow.worker.engines.vllm_options import (
 
 def check_options(
     engine_options: Mapping[str, Any],
-    sampling: Mapping[str, Any],
-    *,
+    *samplings: Mapping[str, Any],
     owner_options: Mapping[str, Any] | None = None,
     trust_remote_code: bool = False,
 ) -> CheckedOptions:
@@ -30,7 +29,7 @@ def check_options(
 
     Args:
         engine_options: fields of vLLM's ``AsyncEngineArgs``, as the orchestrator asks for them.
-        sampling: parameters of vLLM's ``SamplingParams``.
+        samplings: each parameters of vLLM's ``SamplingParams``.
         owner_options: engine options of the worker's owner, laid over the others and trusted.
         trust_remote_code: the worker's owner lets the orchestrator's options run code here.
 
@@ -43,13 +42,16 @@ def check_options(
     known = interface.engine_option_names()
     asked = check_engine_names(engine_options, known, trusted=trust_remote_code)
     owned = check_engine_names(owner_options or {}, known, trusted=True)
-    checked = check_sampling(sampling)
-    if errors := [*asked.errors, *owned.errors, *checked.errors]:
+    checked = [check_sampling(sampling) for sampling in samplings]
+    findings = (asked, owned, *checked)
+    # Stages often share their sampling: what is wrong with it is said once.
+    errors = dict.fromkeys(error for found in findings for error in found.errors)
+    if errors:
         raise EngineUnavailable("; ".join(errors))
     return CheckedOptions(
         engine={**asked.options, **owned.options},
-        sampling=checked.options,
-        warnings=(*asked.warnings, *owned.warnings, *checked.warnings),
+        samplings=tuple(found.options for found in checked),
+        warnings=tuple(dict.fromkeys(w for found in findings for w in found.warnings)),
     )
 
 

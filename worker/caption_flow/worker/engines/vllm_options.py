@@ -52,6 +52,7 @@ _INTO_STRUCTURED_OUTPUTS: Final = {
     "guided_grammar": "grammar",
     "guided_json": "json",
     "guided_regex": "regex",
+    "guided_whitespace_pattern": "whitespace_pattern",
 }
 _GONE: Final = {
     "batch_size": "vLLM batches continuously; 'max_num_seqs' bounds how many at once",
@@ -74,7 +75,7 @@ class CheckedOptions:
     """Options under the names the installed vLLM knows, and a sentence for each that changed."""
 
     engine: dict[str, Any]
-    sampling: dict[str, Any]
+    samplings: tuple[dict[str, Any], ...] = ()
     warnings: tuple[str, ...] = ()
 
 
@@ -130,13 +131,22 @@ def _place(findings: Findings, what: str, name: str, value: Any, known: Collecti
         findings.errors.append(f"{what} '{name}' is unknown to the installed vLLM{hint}")
         return
     usable = {key: setting for key, setting in today.items() if key in known}
-    findings.options.update(usable)
+    for key, setting in usable.items():
+        _lay(findings.options, key, setting)
     if usable:
         shown = ", ".join(f"'{key}: {setting}'" for key, setting in usable.items())
         findings.warnings.append(f"{what} '{name}' is now called otherwise: {shown} is used")
     else:
         reason = _GONE.get(name, "the installed vLLM has no such thing")
         findings.warnings.append(f"{what} '{name}' has no effect: {reason}")
+
+
+def _lay(options: dict[str, Any], name: str, value: Any) -> None:
+    """Set an option; parts of structured outputs, once options of their own, come together."""
+    earlier = options.get(name)
+    if isinstance(earlier, Mapping) and isinstance(value, Mapping):
+        value = {**earlier, **value}
+    options[name] = value
 
 
 def _today(name: str, value: Any) -> dict[str, Any] | None:

@@ -11,8 +11,10 @@ from typing import Any, Final
 
 import msgspec
 import structlog
+from PIL import Image
 
 from caption_flow.worker.engines import guard
+from caption_flow.worker.engines import vllm_fitting as fitting
 from caption_flow.worker.engines import vllm_interface as interface
 from caption_flow.worker.engines.base import (
     Completion,
@@ -54,7 +56,12 @@ class Running:
         self._warned_of_clipping = False
         self._chat_params = interface.chat_params()
         self.max_num_seqs: int = engine.vllm_config.scheduler_config.max_num_seqs
+        self.beats = 0
+        interface.call_at_tokens(engine, self._beat)
         self._max_model_len: int = engine.vllm_config.model_config.max_model_len
+
+    def _beat(self) -> None:
+        self.beats += 1
 
     async def answer(self, request: Request) -> Completion:
         """Answer one request.
@@ -82,18 +89,57 @@ class Running:
 
     async def _attempt(self, request: Request, params: Any, image_name: str) -> Completion:
         with request.rendering():
-            prompt = await self._render(request, image_name)
+            prompt, scaled_to = await self._render_to_fit(request, image_name, params)
         self._check_length(prompt, params)
-        return _completion(await self._generate(request, prompt, params))
+        output = await self._generate(request, prompt, params)
+        return _completion(output, scaled_to)
 
-    async def _render(self, request: Request, image_name: str) -> Any:
+    async def _render_to_fit(
+        self, request: Request, image_name: str, params: Any
+    ) -> tuple[Any, fitting.Size | None]:
+        """Return the rendered request, and the picture's size where it had to shrink for it."""
+        limit = self._max_model_len
+        budget = limit - fitting.room_wanted(params.max_tokens or 1, limit)
+        whole = await self._render(request, request.image.pixels, image_name)
+        found = _rendered(whole)
+        if found.tokens <= budget or budget <= found.text_tokens <= found.tokens < limit:
+            return whole, None  # in the second case no size of picture makes the room wanted
+        prompt, size = await self._shrink_to_fit(request, image_name, found, budget)
+        # Shrinking may not have helped. Any room is better than none.
+        if _rendered(prompt).tokens > budget and found.tokens < limit:
+            return whole, None
+        return prompt, size
+
+    async def _shrink_to_fit(
+        self, request: Request, image_name: str, found: fitting.Rendered, budget: int
+    ) -> tuple[Any, fitting.Size]:
+        """Return the request with as small a picture as it takes, or as is allowed."""
+        pixels, prompt = request.image.pixels, None
+        for _ in range(fitting.MAX_TRIES):
+            target = fitting.smaller(pixels.size, found, budget)
+            if target is None:
+                break
+            pixels = await asyncio.to_thread(
+                request.image.pixels.resize, target, Image.Resampling.BICUBIC, reducing_gap=3.0
+            )
+            # Under a name of its own: vLLM keeps pictures by name, and this is another.
+            name = f"{image_name}@{target[0]}x{target[1]}"
+            prompt = await self._render(request, pixels, name)
+            found = _rendered(prompt)
+            if found.tokens <= budget:
+                break
+        if prompt is None:  # it was that small already
+            prompt = await self._render(request, pixels, image_name)
+        return prompt, pixels.size
+
+    async def _render(self, request: Request, pixels: Image.Image, image_name: str) -> Any:
         """Return vLLM's own form of the request: the chat template's tokens, the picture's pixels.
 
         The picture comes first and is named by its content, so that vLLM encodes it once for all
         prompts and stages about it, and finds it in its prefix cache.
         """
         content = [
-            {"type": "image_pil", "image_pil": request.image.pixels, "uuid": image_name},
+            {"type": "image_pil", "image_pil": pixels, "uuid": image_name},
             {"type": "text", "text": request.prompt},
         ]
         try:
@@ -111,8 +157,8 @@ class Running:
         if room < 1:
             raise RequestRefused(
                 PROMPT_TOO_LONG,
-                f"prompt and picture are {tokens} tokens long; max_model_len is "
-                f"{self._max_model_len}",
+                f"prompt and picture are {tokens} tokens long, the picture as small as it may get; "
+                f"max_model_len is {self._max_model_len}",
             )
         if room < (params.max_tokens or 0) and not self._warned_of_clipping:
             # vLLM says nothing of it: the answer just ends with the reason "length".
@@ -199,11 +245,18 @@ class Running:
             closing.join(_TELLING_SECONDS)
 
 
-def _completion(output: Any) -> Completion:
+def _rendered(prompt: Any) -> fitting.Rendered:
+    places = (prompt.get("mm_placeholders") or {}).get("image") or ()
+    tokens = len(prompt.get("prompt_token_ids") or ())
+    return fitting.Rendered(tokens, sum(int(place.length) for place in places))
+
+
+def _completion(output: Any, scaled_to: fitting.Size | None) -> Completion:
     answer = output.outputs[0]
     return Completion(
         text=answer.text,
         tokens_in=len(output.prompt_token_ids or ()),
         tokens_out=len(answer.token_ids),
         finish_reason=answer.finish_reason or "unknown",
+        image_scaled_to=scaled_to,
     )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import importlib
 import io
 import math
 import warnings
@@ -126,7 +127,17 @@ def _keep_pillow_quiet(max_pixels_in: int) -> None:
 @functools.cache
 def _formats() -> tuple[str, ...]:
     Image.init()
+    _add_heif()
     return tuple(name for name in Image.ID if name not in _NEVER_OPENED)
+
+
+def _add_heif() -> None:
+    """Teach Pillow HEIC, the format of Apple's photographs, where the extra `heic` is installed."""
+    try:
+        pillow_heif = importlib.import_module("pillow_heif")
+    except ImportError:
+        return
+    pillow_heif.register_heif_opener()
 
 
 def _load(data: bytes, max_pixels_in: int, max_pixels_out: int | None) -> LoadedImage:
@@ -257,6 +268,10 @@ def _diagnose(error: Exception, data: bytes) -> ImageError:
         return ImageError(TOO_LARGE, f"the picture is too large to decode ({_first_line(error)})")
     if _is_cut_off(data) or "truncated" in str(error).lower():
         return ImageError(TRUNCATED, f"the file ends too early, after {len(data):,} bytes")
+    if isinstance(error, UnidentifiedImageError) and _is_heic(data) and "HEIF" not in _formats():
+        return ImageError(
+            UNRECOGNISED, "the file is HEIC: the worker needs `pip install 'caption-flow[heic]'`"
+        )
     if isinstance(error, UnidentifiedImageError) and _signature(data) is None:
         return ImageError(
             UNRECOGNISED, f"the file is not a picture that can be read; it begins {data[:16]!r}"
@@ -281,6 +296,10 @@ def _signature(data: bytes) -> str | None:
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         return "WEBP"
     return None
+
+
+def _is_heic(data: bytes) -> bool:
+    return data[4:8] == b"ftyp" and data[8:12] in {b"heic", b"heix", b"hevc", b"heim", b"mif1"}
 
 
 def _is_cut_off(data: bytes) -> bool:
