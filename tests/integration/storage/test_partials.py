@@ -10,6 +10,7 @@ from caption_flow.protocol.codec import ProtocolError
 from caption_flow.protocol.rows import CAPTIONED, FAILED, PARTIAL, Row, encode_rows
 from caption_flow.recipe.serving import Leg
 from caption_flow.recipe.stages import Stage, build_recipe
+from caption_flow.recipe.structure import Structure
 from caption_flow.storage.errors import StorageError
 from caption_flow.storage.partials import ForgetPartials
 from caption_flow.storage.verify import verify
@@ -118,6 +119,41 @@ async def test_a_row_is_not_believed_about_what_came_before(tmp_path: Path) -> N
     row = rows_in(tmp_path)[0]
     assert (row["first"], row["second"]) == (["one.first of 0"], ["two.second of 0"])
     assert row["third"] == ["forged"]
+
+
+async def test_parts_of_answers_may_be_missing_and_flags_of_all_stages_are_kept(
+    tmp_path: Path,
+) -> None:
+    schema = {"type": "object", "properties": {"tags": {"type": "array"}}}
+    structure = Structure(json_schema=schema, columns=("tags",))
+    recipe = build_recipe(
+        [Stage("one", "m", ("a",), "first", structure=structure), Stage("two", "m", ("b",), "end")]
+    )
+    names = [column.name for column in Leg(recipe, 0, 1).columns]
+    given = {"one.first": ["{}"], "one.tags": []}
+    begun = Row(0, PARTIAL, given, recipe=recipe.fingerprint, flags=["length"])
+    ended = Row(0, CAPTIONED, {"end": ["x"]}, flags=["length", "repetition"])
+    batch = CommitRows(
+        shard=SHARD,
+        chunk_first=0,
+        items=(0,),
+        accepted=(0,),
+        payload=encode_rows([ended], recipe.output_fields),
+        output_fields=recipe.output_fields,
+        contributor="",
+        worker="",
+        optional_fields=recipe.optional_fields,
+        leg=Leg(recipe, 1, 2),
+    )
+    async with opened(tmp_path) as store:
+        await store.write(listed(1))
+        payload = encode_rows([begun], names)
+        await store.write(CommitPartials(SHARD, (0,), (0,), payload, Leg(recipe, 0, 1)))
+        await store.write(batch)
+    row = rows_in(tmp_path)[0]
+    assert (row["first"], row["tags"], row["end"]) == (["{}"], [], ["x"])
+    assert row["flags"] == ["length", "repetition"]
+    assert batch.flags == {"length": 1, "repetition": 1}
 
 
 async def test_a_failure_that_the_orchestrator_found_has_what_came_before(tmp_path: Path) -> None:

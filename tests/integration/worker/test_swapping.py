@@ -6,13 +6,15 @@ import asyncio
 import contextlib
 import gc
 import weakref
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Collection, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
 
 from caption_flow.protocol.messages import LeaseId
+from caption_flow.protocol.rows import CAPTIONED, PARTIAL
+from caption_flow.recipe.serving import served
 from caption_flow.recipe.stages import Stage, build_recipe
 from caption_flow.worker.core.leases import Job
 from caption_flow.worker.core.placement import place
@@ -22,7 +24,7 @@ from caption_flow.worker.garage import Garage
 from caption_flow.worker.images.load import LoadedImage
 from caption_flow.worker.pipeline import EngineGoneError, Pipeline
 from caption_flow.worker.supervision import SupervisedEngine
-from tests.support.desk import ListedDesk
+from tests.support.desk import Earlier, ListedDesk
 from tests.support.engines import PATIENCE_SECONDS, ScriptedEngine, ScriptedLoader, loaded_image
 
 LARGE = {"gpu_memory_utilization": 0.9}
@@ -101,6 +103,8 @@ async def bench(
     loader: ScriptedLoader | None = None,
     swap_seconds: float = 0.0,
     slab: Slab | None = None,
+    serves: Collection[str] = (),
+    earlier: Earlier | None = None,
 ) -> AsyncIterator[Bench]:
     """``swap_seconds`` is what the garage's clock says of each load; really it takes no time."""
     device = Device()
@@ -109,13 +113,13 @@ async def bench(
     time_told = iter(range(10_000))
     garage = Garage(
         {engine.model: SupervisedEngine(engine, backoff_seconds=0.0) for engine in (first, second)},
-        place(recipe),
+        place(served(recipe, serves)),
         slab=slab or Slab(min_items=SLAB, max_items=SLAB),
         clock=lambda: next(time_told) * swap_seconds / 3,  # it is looked at four times a load
     )
-    desk, loader = ListedDesk(recipe, items), loader or ScriptedLoader()
-    await garage.load(garage.next_group([(garage.use(recipe), frozenset())]))
-    pipeline = Pipeline(desk, loader, garage)
+    desk, loader = ListedDesk(recipe, items, earlier=earlier), loader or ScriptedLoader()
+    await garage.load(garage.next_group([(garage.use(served(recipe, serves)), frozenset())]))
+    pipeline = Pipeline(desk, loader, garage, serves=serves)
     pipeline.use(recipe)
     running = asyncio.create_task(pipeline.run())
     try:
@@ -124,6 +128,33 @@ async def bench(
         running.cancel()
         await asyncio.wait([running])
         await garage.stop()
+
+
+async def test_stages_that_others_run_need_no_engine_here_and_are_not_waited_for() -> None:
+    stages = (
+        CHAINED[0],
+        Stage("second", "b", ("again {draft}",), output_field="text", engine=LARGE),
+        Stage("third", "c", ("then {second.text}",), output_field="text", engine=LARGE),
+        Stage("fourth", "b", ("last {text}",), output_field="end", engine=LARGE),
+    )
+    ours = ["first", "second", "fourth"]
+    async with bench(stages, range(3), serves=ours) as it:
+        rows = await it.desk.has_rows(0, 1, 2)
+        assert it.device.loaded == ["a", "b"], "each once: the fourth stage comes another time"
+    assert {row.status for row in rows} == {PARTIAL}
+    assert rows[1].outputs == {
+        "first.draft": ("<item 1>",),
+        "second.text": ("<again <item 1>>",),
+    }
+    earlier: Earlier = {
+        "first": {"draft": ("d",)},
+        "second": {"text": ("t",)},
+        "third": {"text": ("u",)},
+    }
+    async with bench(stages, [7], serves=ours, earlier=earlier) as it:
+        (row,) = await it.desk.has_rows(7)
+    assert row.status == CAPTIONED
+    assert row.outputs == {"end": ["<last t, u>"]}
 
 
 async def settle() -> None:

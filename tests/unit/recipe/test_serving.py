@@ -6,9 +6,11 @@ from caption_flow.recipe.serving import (
     by_stage,
     leg,
     positions,
+    served,
     unknown_stage,
 )
 from caption_flow.recipe.stages import Stage, build_recipe
+from caption_flow.recipe.structure import Structure
 
 RECIPE = build_recipe(
     [
@@ -32,6 +34,24 @@ def test_stages_are_numbered_in_the_order_in_which_items_take_them() -> None:
     assert positions(RECIPE, ["more", "a.b"]) == {0, 2}
     assert positions(RECIPE, ["nothing we know"]) == frozenset()
     assert positions(RECIPE, []) == {0, 1, 2}
+
+
+def test_a_worker_waits_for_no_stage_of_another() -> None:
+    ours = served(RECIPE, ["a.b", "more"])
+    assert [stage.name for stage in ours.stages] == ["a.b", "more"]
+    assert ours.dependencies == {"a.b": (), "more": ()}
+    assert served(RECIPE, []).dependencies == dict(RECIPE.dependencies)
+
+
+def test_parts_of_answers_have_columns_of_their_own() -> None:
+    schema = {"type": "object", "properties": {"tags": {"type": "array"}}}
+    structure = Structure(json_schema=schema, columns=("tags",))
+    recipe = build_recipe([Stage("look", "m", ("x",), "seen", structure=structure)])
+    columns = leg(recipe, 0, []).columns
+    assert [(column.name, column.is_part) for column in columns] == [
+        ("look.seen", False),
+        ("look.tags", True),
+    ]
 
 
 def test_an_unknown_stage_is_answered_with_the_nearest() -> None:
