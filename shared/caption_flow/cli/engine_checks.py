@@ -200,9 +200,12 @@ def _replace_command(installed: Mapping[str, str], extra: str) -> str:
 
 
 def _installer(action: str) -> list[str]:
-    if importlib.util.find_spec("pip") is not None:
-        return [sys.executable, "-m", "pip", action]
-    return ["uv", "pip", action, "--python", sys.executable]
+    try:
+        # Not `find_spec`: setuptools listens there for pip, and changes what is imported.
+        metadata.distribution("pip")
+    except metadata.PackageNotFoundError:
+        return ["uv", "pip", action, "--python", sys.executable]
+    return [sys.executable, "-m", "pip", action]
 
 
 def _our_source() -> str:
