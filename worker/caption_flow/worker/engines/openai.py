@@ -20,6 +20,7 @@ from caption_flow.worker.engines.base import (
     EngineUnavailable,
     Request,
 )
+from caption_flow.worker.engines.in_flight import InFlight
 from caption_flow.worker.engines.openai_answers import Peer
 from caption_flow.worker.engines.openai_conversation import Conversation, Manners
 from caption_flow.worker.engines.options import unknown_option
@@ -49,7 +50,7 @@ class OpenAIEngine:
         self._model = model
         self._options = _parse(options)
         self._conversation: Conversation | None = None
-        self._in_flight: set[asyncio.Task[Completion]] = set()
+        self._in_flight = InFlight()
         self._changing = asyncio.Lock()
 
     @property
@@ -102,16 +103,9 @@ class OpenAIEngine:
         conversation = self._conversation
         if conversation is None:
             raise EngineDied("the openai engine is not running")
-        task = asyncio.create_task(conversation.answer(request))
-        self._in_flight.add(task)
-        try:
-            return await task
-        except asyncio.CancelledError:
-            if _is_cancelled_from_outside():
-                raise
-            raise EngineDied("the openai engine was stopped") from None
-        finally:
-            self._in_flight.discard(task)
+        return await self._in_flight.answer(
+            conversation.answer(request), when_stopped="the openai engine was stopped"
+        )
 
     async def stop(self) -> None:
         """Give up what is in flight and close the connections; idempotent."""
@@ -119,10 +113,7 @@ class OpenAIEngine:
             conversation, self._conversation = self._conversation, None
             if conversation is None:
                 return
-            for task in self._in_flight:
-                task.cancel()
-            if self._in_flight:
-                await asyncio.wait(self._in_flight)
+            await self._in_flight.give_up()
             await conversation.end()
 
 
@@ -154,8 +145,3 @@ def _peer(options: OpenAIOptions) -> Peer:
     if not (secret.isascii() and secret.isprintable()):
         raise EngineUnavailable(f"the key {key} has characters that no key has: is it one line?")
     return Peer(options.base_url, str(key), secret)
-
-
-def _is_cancelled_from_outside() -> bool:
-    task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0

@@ -28,6 +28,7 @@ from caption_flow.worker.engines.base import (
     Request,
     RequestRefused,
 )
+from caption_flow.worker.engines.in_flight import InFlight
 from caption_flow.worker.engines.models import missing_model_folder
 from caption_flow.worker.engines.vllm_checks import check_options
 from caption_flow.worker.engines.vllm_interface import import_vllm
@@ -63,7 +64,7 @@ class VllmEngine:
         self._wanted = Wanted(model, dict(engine_options), owner_options or {}, trust_remote_code)
         self._running: Running | None = None
         self._beats = 0
-        self._in_flight: set[asyncio.Task[Completion]] = set()
+        self._in_flight = InFlight()
         self._changing = asyncio.Lock()
 
     @property
@@ -115,16 +116,9 @@ class VllmEngine:
         running = self._running
         if running is None:
             raise EngineDied("vLLM is not running")
-        task = asyncio.create_task(running.answer(request))
-        self._in_flight.add(task)
-        try:
-            return await task
-        except asyncio.CancelledError:
-            if _is_cancelled_from_outside():
-                raise
-            raise EngineDied("vLLM was stopped") from None
-        finally:
-            self._in_flight.discard(task)
+        return await self._in_flight.answer(
+            running.answer(request), when_stopped="vLLM was stopped"
+        )
 
     async def stop(self) -> None:
         """End the engine and all its processes, within 15 seconds; idempotent."""
@@ -134,10 +128,7 @@ class VllmEngine:
                 return
             self._beats += running.beats
             # vLLM forgets who waits when it shuts down: without this they would wait for ever.
-            for task in self._in_flight:
-                task.cancel()
-            if self._in_flight:
-                await asyncio.wait(self._in_flight, timeout=1)
+            await self._in_flight.give_up(within_seconds=1)
             await asyncio.shield(running.end())
 
     async def _load(self) -> Running:
@@ -192,8 +183,3 @@ class VllmEngine:
                 raise EngineUnavailable(
                     f"model '{self._wanted.model}' cannot be asked about a picture{how}: {error}"
                 ) from error
-
-
-def _is_cancelled_from_outside() -> bool:
-    task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0
