@@ -77,7 +77,7 @@ from caption_flow.recipe.serving import Leg, by_stage, positions
 from caption_flow.recipe.stages import Recipe
 from caption_flow.recipe.wire import to_spec
 from caption_flow.storage.errors import StorageError, StorageFullError
-from caption_flow.storage.opening import RememberedLease
+from caption_flow.storage.opening import RememberedLease, Snapshot
 from caption_flow.storage.partials import ForgetPartials, Partial
 from caption_flow.storage.store import RunStore
 from caption_flow.storage.writes import (
@@ -146,7 +146,7 @@ class Orchestrator:
         self._clock: Callable[[], float] = time.monotonic
         # What comes first and next is another recipe's: no stage of it can be taken up again.
         self._is_resumed = store.snapshot.meta.get("recipe") == recipe.fingerprint
-        leases = store.snapshot.leases if resume_leases and self._is_resumed else []
+        leases = _resumable(store.snapshot, recipe) if resume_leases else []
         self._ledger, self._stale = _restored_ledger(
             settings,
             store,
@@ -723,6 +723,19 @@ def _parcels(items: Sequence[ItemDescription]) -> Iterator[tuple[ItemDescription
         parcel.append(item)
         size += length
     yield tuple(parcel)
+
+
+def _resumable(snapshot: Snapshot, recipe: Recipe) -> list[RememberedLease]:
+    """Return the leases whose results are still worth having.
+
+    Whole rows of another recipe are, if they have this one's fields: they were made in good faith,
+    and acknowledged they have to be stored. What would be added to earlier stages is not.
+    """
+    if snapshot.meta.get("recipe") == recipe.fingerprint:
+        return snapshot.leases
+    if snapshot.meta.get("output_fields") != "\n".join(recipe.output_fields):
+        return []
+    return [lease for lease in snapshot.leases if not lease.stage]
 
 
 def _restored_ledger(

@@ -290,6 +290,23 @@ async def test_what_a_lease_that_ended_before_a_restart_still_brings_is_acknowle
         assert set(run.rows()) == set(items_of(granted))
 
 
+@pytest.mark.parametrize(
+    ("field", "taken"), [("captions", True), ("other", False)], ids=["same field", "another field"]
+)
+async def test_what_comes_late_counts_under_a_changed_recipe_that_has_the_same_fields(
+    tmp_path: Path, field: str, taken: bool
+) -> None:
+    async with led(tmp_path, images=8) as run:
+        slow = await run.join()
+        granted = await slow.lease()
+    stage = {"name": "new", "prompts": ["Another prompt."], "output_field": field}
+    async with led(tmp_path, vllm={"model": "m", "stages": [stage]}) as run:
+        late = await run.join(session=slow.session, leases=[granted])
+        seq = await late.report(granted.lease, items_of(granted))
+        await late.acknowledged(seq)
+        assert set(run.rows()) == (set(items_of(granted)) if taken else set())
+
+
 # ---------------------------------------------------------------- images
 
 
