@@ -246,7 +246,7 @@ def fill(folder: Path, done: int, rows_per_part: int) -> int:
     (folder / PARTS_FOLDER).mkdir()
     with closing(open_for_writing(folder)) as connection:
         connection.execute("BEGIN")
-        connection.execute("INSERT INTO shards VALUES (?, ?)", (SHARD, ITEMS))
+        connection.execute("INSERT INTO shards (shard, count) VALUES (?, ?)", (SHARD, ITEMS))
         for number, part in enumerate(parts_of(done, rows_per_part), start=1):
             record(connection, number, part)
             (folder / PARTS_FOLDER / part_file(number)).write_bytes(b"\0")

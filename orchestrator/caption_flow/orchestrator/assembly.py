@@ -6,23 +6,14 @@ import asyncio
 import ssl
 from collections.abc import Callable, Iterable
 from contextlib import closing
-from pathlib import Path
 from typing import cast
 
 from caption_flow.config.dataset import DatasetConfig
 from caption_flow.config.orchestrator import OrchestratorConfig
 from caption_flow.orchestrator.server.auth import Identity, Role, TokenTable
 from caption_flow.orchestrator.service import Orchestrator, Settings
-from caption_flow.orchestrator.sources.base import Source, SourceError
-from caption_flow.orchestrator.sources.local import (
-    SHARD,
-    LocalSource,
-    check_folder,
-    check_same_dataset,
-    name_of_dataset,
-)
-from caption_flow.orchestrator.sources.scan import ScanOptions
-from caption_flow.storage.catalog import Catalog
+from caption_flow.orchestrator.sources.base import RunFolder, Source
+from caption_flow.orchestrator.sources.registry import source_for
 from caption_flow.storage.database import open_for_reading, read_meta
 from caption_flow.storage.store import RunStore
 from caption_flow.storage.writer import Write
@@ -39,8 +30,8 @@ async def assemble(
 ) -> Orchestrator:
     """Open everything a run needs. ``tokens`` are (role, name, token).
 
-    ``limit`` and ``skip`` narrow a local dataset; see `LocalSource`. ``resume_leases`` is false
-    when the workers of earlier days are known to be gone.
+    ``limit`` narrows the dataset, ``skip`` a folder of files; see `LocalSource`. ``resume_leases``
+    is false when the workers of earlier days are known to be gone.
 
     Raises:
         SourceError: the dataset is not there, holds nothing, or is of a kind not supported yet.
@@ -49,6 +40,11 @@ async def assemble(
     await asyncio.to_thread(check_dataset, config.dataset)
     await asyncio.to_thread(_check_same_dataset, config)
     store = await asyncio.to_thread(RunStore, config.storage.data_dir)
+    try:
+        source = await asyncio.to_thread(_open_source, config, store, limit, skip)
+    except BaseException:
+        store.release()
+        raise
     table = TokenTable()
     for role, name, token in tokens:
         table.add(token, Identity(cast("Role", role), name))
@@ -56,9 +52,10 @@ async def assemble(
         settings_of(config, tls),
         config.recipe(),
         store,
-        _source(config.dataset, store, limit, skip),
+        source,
         table,
-        dataset=name_of_dataset(Path(config.dataset.dataset_path)),
+        dataset=source_for(config.dataset.processor_type).name_of(config.dataset),
+        limit=limit,
         mock_results=config.mock_results,
         resume_leases=resume_leases,
     )
@@ -81,12 +78,7 @@ def settings_of(config: OrchestratorConfig, tls: ssl.SSLContext | None) -> Setti
 
 def check_dataset(dataset: DatasetConfig) -> None:
     """Find out whether there is anything to caption; blocking. Raises `SourceError`."""
-    if dataset.processor_type != "local_filesystem":
-        raise SourceError(
-            f"dataset.type {dataset.type} cannot be read by this release yet: "
-            "put the images into a folder and use type: local_filesystem"
-        )
-    check_folder(Path(dataset.dataset_path), scan_options(dataset))
+    source_for(dataset.processor_type).check(dataset)
 
 
 def _check_same_dataset(config: OrchestratorConfig) -> None:
@@ -95,24 +87,15 @@ def _check_same_dataset(config: OrchestratorConfig) -> None:
     connection = open_for_reading(data_dir)
     if connection is None:
         return
-    with closing(connection), closing(Catalog(data_dir)) as catalog:
+    with closing(connection):
         remembered = read_meta(connection, "dataset")
-        check_same_dataset(Path(config.dataset.dataset_path), remembered, catalog, data_dir)
+    if remembered is not None:
+        source = source_for(config.dataset.processor_type)
+        source.check_same(config.dataset, remembered, data_dir)
 
 
-def scan_options(dataset: DatasetConfig) -> ScanOptions:
-    """Pick what concerns the walk through a folder."""
-    return ScanOptions(
-        recursive=dataset.recursive,
-        follow_symlinks=dataset.follow_symlinks,
-        include_hidden=dataset.include_hidden,
-        include=tuple(dataset.include),
-        exclude=tuple(dataset.exclude),
-    )
-
-
-def _source(
-    dataset: DatasetConfig,
+def _open_source(
+    config: OrchestratorConfig,
     store: RunStore,
     limit: int | None,
     skip: Callable[[bytes], bool] | None,
@@ -120,12 +103,12 @@ def _source(
     async def write(change: Write) -> None:
         await store.write(change)
 
-    return LocalSource(
-        Path(dataset.dataset_path),
-        scan_options(dataset),
-        Catalog(store.data_dir),
+    folder = RunFolder(
+        store.data_dir,
         write,
-        listed=store.snapshot.counts.get(SHARD, 0),
+        shards=store.snapshot.shards,
+        columns=config.recipe().columns,
         limit=limit,
         skip=skip,
     )
+    return source_for(config.dataset.processor_type).open(config.dataset, folder)

@@ -47,12 +47,14 @@ from caption_flow.orchestrator.server.session import (
 )
 from caption_flow.orchestrator.sources.base import (
     Changed,
-    ItemUnavailable,
+    Item,
     Listed,
     Source,
     SourceError,
     Vanished,
 )
+from caption_flow.places.base import NotHereError, PlaceError
+from caption_flow.places.reader import PlaceReader
 from caption_flow.protocol.codec import (
     MAX_FRAME_BYTES,
     ProtocolError,
@@ -81,11 +83,14 @@ from caption_flow.storage.opening import RememberedLease, Snapshot
 from caption_flow.storage.partials import ForgetPartials, Partial
 from caption_flow.storage.store import RunStore
 from caption_flow.storage.writes import (
+    CatalogEntry,
     CommitFailure,
     CommitPartials,
     CommitRows,
     EndLease,
     ForgetLease,
+    ListShard,
+    RememberItems,
     RememberLease,
     SetMeta,
 )
@@ -95,6 +100,7 @@ log = structlog.get_logger()
 _TICK_SECONDS: Final = 0.5
 _PROGRESS_SECONDS: Final = 5.0
 _QUARANTINED: Final = "quarantined"
+_LARGEST_IMAGE: Final = MAX_FRAME_BYTES - 2**16
 _GRANT_BYTES: Final = MAX_FRAME_BYTES // 8
 """Texts of earlier stages in one message, about; a lease with more comes in several."""
 
@@ -127,10 +133,13 @@ class Orchestrator:
         tokens: TokenTable,
         *,
         dataset: str,
+        limit: int | None = None,
         mock_results: bool = False,
         resume_leases: bool = True,
     ) -> None:
         """Restore the run from its store, which is to remember that it is about ``dataset``.
+
+        ``limit`` is how many items of it there are to be at most.
 
         Without ``resume_leases`` the workers of earlier days are known to be gone: what they held
         is handed out again at once instead of waiting for them.
@@ -142,6 +151,8 @@ class Orchestrator:
         self._store = store
         self._source = source
         self._dataset = dataset
+        self._room = _Room(store.snapshot.counts, None if source.catalogued else limit)
+        self._places = PlaceReader(is_lister=True)
         self._tokens = tokens
         self._clock: Callable[[], float] = time.monotonic
         # What comes first and next is another recipe's: no stage of it can be taken up again.
@@ -312,6 +323,7 @@ class Orchestrator:
         except StorageError as error:
             self._failure = self._failure or error
         finally:
+            self._places.close()
             self._source.close()
             await self._store.close()
 
@@ -337,8 +349,10 @@ class Orchestrator:
     async def _list_dataset(self) -> None:
         async for finding in self._source.listing():
             match finding:
-                case Listed(shard, count):
-                    self.apply(ev.ItemsFound(shard, count))
+                case Listed(shard, count, facts):
+                    await self._listed(shard, self._room.take(shard, count), facts)
+                    if self._room.is_full:
+                        break
                 case Changed(shard, items):
                     await self._reopen(shard, items)
                 case Vanished(_, count, examples) if count:
@@ -349,6 +363,14 @@ class Orchestrator:
                     )
         self.apply(ev.ListingFinished())
         log.info("the dataset is listed", items=self._ledger.found)
+
+    async def _listed(self, shard: str, count: int, facts: str) -> None:
+        """Make known that there are items; they are on disk before any of them is handed out."""
+        if not self._source.catalogued:
+            known = self._store.snapshot.shards.get(shard)
+            if known is None or (known.count, known.facts) != (count, facts):
+                await self._store.write(ListShard(shard, count, facts))
+        self.apply(ev.ItemsFound(shard, count))
 
     async def _reopen(self, shard: str, items: frozenset[int]) -> None:
         """Take rows back, durably, and only then have their items done again.
@@ -468,10 +490,21 @@ class Orchestrator:
 
     async def read_image(self, lease: int, shard: str, item: int) -> Image:
         """See `Leader`."""
+        found = await asyncio.to_thread(self._source.describe, shard, [item])
+        if not found or found[0].place is None:
+            return Image(lease, item, error="the item is not in the dataset")
         try:
-            return Image(lease, item, await asyncio.to_thread(self._source.read, shard, item))
-        except ItemUnavailable as error:
-            return Image(lease, item, error=str(error))
+            payload = await self._places.read(found[0].place)
+        except (NotHereError, PlaceError) as error:
+            return Image(lease, item, error=f"its bytes cannot be read: {error}")
+        if len(payload) > _LARGEST_IMAGE:
+            return Image(
+                lease,
+                item,
+                error=f"the file is larger than {_LARGEST_IMAGE} bytes, more than can be sent to a "
+                "worker that does not see it",
+            )
+        return Image(lease, item, payload)
 
     def report(self) -> dict[str, object]:
         """See `Leader`."""
@@ -656,9 +689,14 @@ class Orchestrator:
     async def _send_grant(
         self, link: Link, effect: ev.Grant, remembered: asyncio.Future[None]
     ) -> None:
-        items = await asyncio.to_thread(self._source.describe, effect.shard, effect.items)
+        found = await asyncio.to_thread(self._source.describe, effect.shard, effect.items)
+        if not self._source.catalogued:
+            await self._store.write(
+                RememberItems(effect.shard, [_entry_of(item) for item in found])
+            )
         # What comes in under a lease that no disk knows would be acknowledged and not stored.
         await remembered
+        items = tuple(_description_of(item) for item in found)
         if effect.stage:
             items = _with_earlier(items, await self._store.partials(effect.shard, effect.items))
         lease = GrantedLease(
@@ -696,6 +734,36 @@ class Orchestrator:
     def _cannot_store(self, error: BaseException | None) -> None:
         if isinstance(error, Exception):
             self._fail(error)
+
+
+class _Room:
+    """How many items there may still be, where the caller wants no more than ``limit`` in all."""
+
+    def __init__(self, counts: Mapping[str, int], limit: int | None) -> None:
+        self._counts = dict(counts)
+        self._limit = limit
+
+    @property
+    def is_full(self) -> bool:
+        """Whether there is no room for another item."""
+        return self._limit is not None and sum(self._counts.values()) >= self._limit
+
+    def take(self, shard: str, count: int) -> int:
+        """Return how many of a shard's items there is room for; never less than before."""
+        before = self._counts.get(shard, 0)
+        if self._limit is not None:
+            others = sum(self._counts.values()) - before
+            count = max(before, min(count, self._limit - others))
+        self._counts[shard] = count
+        return count
+
+
+def _entry_of(item: Item) -> CatalogEntry:
+    return CatalogEntry(item.index, item.path, key=item.key, url=item.url, columns=item.columns)
+
+
+def _description_of(item: Item) -> ItemDescription:
+    return ItemDescription(item.index, item.place, dict(item.columns) if item.columns else None)
 
 
 def _with_earlier(

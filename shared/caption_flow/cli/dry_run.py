@@ -13,8 +13,7 @@ from caption_flow.cli.failures import EXIT_OK
 from caption_flow.cli.folders import for_people
 from caption_flow.cli.plan import Plan, note_on_recipe
 from caption_flow.cli.stores import storage_failures
-from caption_flow.orchestrator.assembly import scan_options
-from caption_flow.orchestrator.sources.local import SHARD, first_files
+from caption_flow.orchestrator.sources.local import SHARD, first_files, scan_options
 from caption_flow.orchestrator.sources.scan import FoundFile
 from caption_flow.recipe.stages import Recipe
 from caption_flow.storage.catalog import Catalog

@@ -3,7 +3,7 @@
 Owns names and shapes, nothing else: `codec` turns these into msgpack maps and back, and validates
 while doing so. The map's key ``type`` tells the messages apart. Items are named by their index
 within a shard and only ever inside a lease; no message carries a path that the receiver would open
-on behalf of the sender, except `ItemDescription.path`, which an orchestrator tells its own workers.
+on behalf of the sender, except `ItemDescription.place`, which an orchestrator tells its workers.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal, NewType
 
 import msgspec
+
+from caption_flow.protocol.places import Place
 
 LeaseId = NewType("LeaseId", int)
 WorkerName = Annotated[str, msgspec.Meta(max_length=200)]
@@ -84,10 +86,7 @@ class ItemDescription(msgspec.Struct, frozen=True, array_like=True):
     """One item of a grant: where a worker that sees the dataset finds it, and its columns."""
 
     index: Index
-    path: bytes | None = None
-    """The file's path as the file system's own bytes: it need not be valid UTF-8."""
-    size: int | None = None
-    mtime_ns: int | None = None
+    place: Place | None = None
     columns: dict[str, Any] | None = None
     earlier: dict[str, dict[str, tuple[str, ...]]] | None = None
     """What the stages before the lease's gave, by stage and output field."""

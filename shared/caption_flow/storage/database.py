@@ -24,13 +24,16 @@ FORMAT_VERSION: Final = 1
 
 _TABLES: Final = """
 CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS shards (shard TEXT PRIMARY KEY, count INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS shards (
+    shard TEXT PRIMARY KEY, count INTEGER NOT NULL,
+    catalogued INTEGER NOT NULL DEFAULT 1, facts TEXT NOT NULL DEFAULT ''
+) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS items (
     shard TEXT NOT NULL, item_index INTEGER NOT NULL,
     key TEXT, path BLOB, url TEXT, size INTEGER, mtime_ns INTEGER, columns BLOB,
     PRIMARY KEY (shard, item_index)
 ) WITHOUT ROWID;
-CREATE UNIQUE INDEX IF NOT EXISTS items_by_path ON items (shard, path);
+CREATE INDEX IF NOT EXISTS items_by_path ON items (shard, path);
 CREATE TABLE IF NOT EXISTS parts (
     part INTEGER PRIMARY KEY, file TEXT NOT NULL, rows INTEGER NOT NULL, bytes INTEGER NOT NULL,
     checksum TEXT NOT NULL, counts TEXT NOT NULL, recorded_at REAL NOT NULL
@@ -55,6 +58,11 @@ CREATE TABLE IF NOT EXISTS partials (
     PRIMARY KEY (shard, item_index)
 ) WITHOUT ROWID;
 """
+_COLUMNS_SINCE: Final = (
+    ("shards", "catalogued", "INTEGER NOT NULL DEFAULT 1"),
+    ("shards", "facts", "TEXT NOT NULL DEFAULT ''"),
+)
+"""What tables of earlier ledgers lack: table, column, and its declaration."""
 
 
 def open_for_writing(data_dir: Path) -> sqlite3.Connection:
@@ -78,6 +86,7 @@ def open_for_writing(data_dir: Path) -> sqlite3.Connection:
         connection.execute("PRAGMA synchronous = FULL")
         check_version(connection, path)
         connection.executescript(_TABLES)
+        _add_columns(connection)
         connection.execute(
             "INSERT OR IGNORE INTO meta VALUES ('format_version', ?)", (str(FORMAT_VERSION),)
         )
@@ -114,6 +123,18 @@ def open_for_reading(data_dir: Path) -> sqlite3.Connection | None:
         connection.close()
         raise
     return connection
+
+
+def _add_columns(connection: sqlite3.Connection) -> None:
+    for table, column, declaration in _COLUMNS_SINCE:
+        if column not in columns_of(connection, table):
+            connection.execute(f"ALTER TABLE {table} ADD COLUMN {column} {declaration}")
+
+
+def columns_of(connection: sqlite3.Connection, table: str) -> set[str]:
+    """Return the names of a table's columns: an earlier ledger has fewer."""
+    with closing(connection.execute("SELECT name FROM pragma_table_info(?)", (table,))) as rows:
+        return {name for (name,) in rows}
 
 
 def check_version(connection: sqlite3.Connection, path: Path) -> None:

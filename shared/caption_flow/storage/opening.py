@@ -19,6 +19,7 @@ import msgspec
 from caption_flow.storage.database import (
     LEDGER_FILE,
     PARTS_FOLDER,
+    columns_of,
     damaged,
     open_for_reading,
     read_meta,
@@ -46,21 +47,34 @@ class RememberedLease:
 
 
 @dataclass(frozen=True, slots=True)
+class KnownShard:
+    """A shard that was listed: how many items it has, and what its source wanted remembered."""
+
+    count: int
+    facts: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Snapshot:
     """What a run's folder holds when it is opened.
 
-    ``counts`` are items listed per shard, ``terminal`` the ranges of items with a durable row,
+    ``shards`` are those listed, ``terminal`` the ranges of items with a durable row,
     ``totals`` those rows as ``captioned`` or by failure kind, ``buffered`` the rows in no part yet,
     ``between`` the ranges of items that have stages behind them, by their next stage and shard.
     """
 
-    counts: dict[str, int]
+    shards: dict[str, KnownShard]
     terminal: dict[str, list[tuple[int, int]]]
     leases: list[RememberedLease]
     totals: dict[str, int]
     buffered: int
     meta: dict[str, str]
     between: dict[int, dict[str, list[tuple[int, int]]]] = field(default_factory=dict)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Items listed per shard."""
+        return {shard: known.count for shard, known in self.shards.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,9 +154,14 @@ def _read_snapshot(connection: Connection) -> Snapshot:
             "FROM leases",
         )
     ]
+    shards = "SELECT shard, count, facts FROM shards"
+    if "facts" not in columns_of(connection, "shards"):
+        shards = "SELECT shard, count, '' FROM shards"
     keys = [key for (key,) in _query(connection, "SELECT key FROM meta")]
     return Snapshot(
-        counts=dict(_query(connection, "SELECT shard, count FROM shards")),
+        shards={
+            shard: KnownShard(count, facts) for shard, count, facts in _query(connection, shards)
+        },
         terminal=terminal,
         leases=leases,
         totals=dict(totals),

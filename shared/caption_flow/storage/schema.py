@@ -61,12 +61,11 @@ class CatalogItem:
     url: str | None = None
     columns: Mapping[str, Any] = field(default_factory=dict)
 
-    @property
-    def item_key(self) -> str:
-        """The item's stable identity: its own key, or its path."""
+    def item_key(self, shard: str, index: int) -> str:
+        """Return the item's stable identity: its own key, or its path, or where it is."""
         if self.key is not None:
             return self.key
-        return "" if self.path is None else readable_path(self.path)
+        return f"{shard}#{index}" if self.path is None else readable_path(self.path)
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,7 +169,9 @@ def complete(
     paths = [item.path for item in items]
     count = len(indices)
     known: dict[str, Any] = {
-        "item_key": [item.item_key for item in items],
+        "item_key": [
+            item.item_key(batch.shard, index) for item, index in zip(items, indices, strict=True)
+        ],
         "shard": [batch.shard] * count,
         "chunk_id": [f"{batch.shard}:{batch.chunk_first}"] * count,
         "filename": [None if path is None else readable_path(path) for path in paths],

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from sqlite3 import Connection
 from typing import Any
@@ -303,28 +303,72 @@ class AppendItems:
 
     def apply(self, connection: Connection) -> None:
         """Insert the items and raise the shard's count."""
-        connection.executemany(
-            "INSERT INTO items VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-            [
-                (
-                    self.shard,
-                    entry.index,
-                    entry.key,
-                    entry.path,
-                    entry.url,
-                    entry.size,
-                    entry.mtime_ns,
-                    None if entry.columns is None else msgspec.msgpack.encode(entry.columns),
-                )
-                for entry in self.entries
-            ],
-        )
+        _insert_items(connection, "INSERT", self.shard, self.entries)
         count = max((entry.index + 1 for entry in self.entries), default=0)
         connection.execute(
-            "INSERT INTO shards VALUES (?, ?) "
+            "INSERT INTO shards (shard, count) VALUES (?, ?) "
             "ON CONFLICT (shard) DO UPDATE SET count = MAX(count, excluded.count)",
             (self.shard, count),
         )
+
+
+def _insert_items(
+    connection: Connection, verb: str, shard: str, entries: Iterable[CatalogEntry]
+) -> None:
+    connection.executemany(
+        f"{verb} INTO items VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+        [
+            (
+                shard,
+                entry.index,
+                entry.key,
+                entry.path,
+                entry.url,
+                entry.size,
+                entry.mtime_ns,
+                None if entry.columns is None else msgspec.msgpack.encode(entry.columns),
+            )
+            for entry in entries
+        ],
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class ListShard:
+    """Remember a shard whose source keeps no catalog; see `RememberItems`."""
+
+    shard: str
+    count: int
+    facts: str
+
+    def prepare(self) -> None:
+        """Nothing to validate."""
+
+    def apply(self, connection: Connection) -> None:
+        """Insert the shard, or update what is known of it; its count never falls."""
+        connection.execute(
+            "INSERT INTO shards VALUES (?, ?, 0, ?) ON CONFLICT (shard) DO UPDATE SET "
+            "count = MAX(count, excluded.count), facts = excluded.facts",
+            (self.shard, self.count, self.facts),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class RememberItems:
+    """Keep what is known of leased items of a shard whose source keeps no catalog.
+
+    They are forgotten when their rows are in a part (see `RecordPart`).
+    """
+
+    shard: str
+    entries: Sequence[CatalogEntry]
+
+    def prepare(self) -> None:
+        """Nothing to validate."""
+
+    def apply(self, connection: Connection) -> None:
+        """Insert the items; one that was leased before is replaced."""
+        _insert_items(connection, "INSERT OR REPLACE", self.shard, self.entries)
 
 
 @dataclass(frozen=True, slots=True)
@@ -360,6 +404,11 @@ class RecordPart:
         """Insert the part with its ranges by shard; delete batches up to ``up_to``."""
         record_part(connection, self.part, self.ranges)
         connection.execute("DELETE FROM batches WHERE batch <= ?", (self.up_to,))
+        connection.executemany(
+            "DELETE FROM items WHERE shard = ? AND item_index >= ? AND item_index < ? AND NOT "
+            "(SELECT catalogued FROM shards WHERE shards.shard = items.shard)",
+            [(shard, *span) for shard, ranges in self.ranges.items() for span in ranges],
+        )
 
 
 @dataclass(frozen=True, slots=True)

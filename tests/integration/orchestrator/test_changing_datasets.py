@@ -15,6 +15,7 @@ from caption_flow.orchestrator.sources import local
 from caption_flow.orchestrator.sources.base import SourceError
 from caption_flow.protocol.identity import content_hash
 from caption_flow.protocol.messages import Finished, Grant, ItemDescription, Want
+from caption_flow.protocol.places import FilePlace
 from caption_flow.protocol.rows import CAPTIONED, FAILED, Row
 from caption_flow.storage.store import RunStore
 from caption_flow.storage.verify import verify
@@ -29,11 +30,11 @@ def caption_of(data: bytes) -> str:
 
 
 def row_of(item: ItemDescription, unreadable: str) -> Row:
-    assert item.path is not None
-    if os.fsdecode(item.path) == unreadable:
+    assert isinstance(item.place, FilePlace)
+    if os.fsdecode(item.place.path) == unreadable:
         return Row(item.index, FAILED, error_kind="image_damaged", error="this is no picture")
     try:
-        data = Path(os.fsdecode(item.path)).read_bytes()
+        data = Path(os.fsdecode(item.place.path)).read_bytes()
     except OSError:
         return Row(item.index, FAILED, error_kind="image_missing", error="it is not there")
     return Row(
@@ -226,7 +227,8 @@ async def test_a_changed_file_is_described_as_it_is_now(tmp_path: Path) -> None:
             await until(lambda: run.orchestrator.progress.listed)
             (item,) = (await worker.lease()).items
             stat = changed.stat()
-            assert (item.size, item.mtime_ns) == (stat.st_size, stat.st_mtime_ns)
+            assert isinstance(item.place, FilePlace)
+            assert (item.place.size, item.place.mtime_ns) == (stat.st_size, stat.st_mtime_ns)
 
 
 async def test_a_kill_between_the_steps_of_a_change_repeats_or_loses_nothing(

@@ -23,6 +23,7 @@ from caption_flow.protocol.messages import (
     Trim,
     Want,
 )
+from caption_flow.protocol.places import FilePlace, Place
 from caption_flow.protocol.rows import FAILED, Row
 from caption_flow.storage.errors import StorageFullError
 from caption_flow.storage.writes import CommitRows
@@ -323,9 +324,9 @@ async def test_image_bytes_are_sent_within_ones_own_lease_and_not_beyond(tmp_pat
         worker, other = await run.join(), await run.join()
         granted, foreign = await worker.lease(), await other.lease()
         described = granted.items[0]
-        assert described.path is not None
+        assert isinstance(described.place, FilePlace)
         image = await worker.image(granted.lease, described.index)
-        assert image.payload == content_of(described.path)
+        assert image.payload == content_of(described.place.path)
         assert not image.error
         for lease, item in (
             (foreign.lease, foreign.items[0].index),
@@ -342,8 +343,8 @@ async def test_an_image_that_has_vanished_is_answered_with_the_reason(tmp_path: 
         worker = await run.join()
         granted = await worker.lease()
         gone, there = granted.items[0], granted.items[1]
-        assert gone.path is not None
-        remove(gone.path)
+        assert isinstance(gone.place, FilePlace)
+        remove(gone.place.path)
         image = await worker.image(granted.lease, gone.index)
         assert image.payload == b""
         assert "No such file" in image.error
@@ -500,14 +501,14 @@ async def test_a_worker_that_reads_nothing_costs_a_bounded_amount_of_memory(
         other = await run.join()
         granted = await worker.lease()
         reads = 0
-        read = run.orchestrator._source.read
+        read = run.orchestrator._places.read
 
-        def counted(shard: str, item: int) -> bytes:
+        async def counted(place: Place) -> bytes:
             nonlocal reads
             reads += 1
-            return read(shard, item)
+            return await read(place)
 
-        run.orchestrator._source.read = counted  # type: ignore[method-assign]
+        run.orchestrator._places.read = counted  # type: ignore[method-assign]
         asked = items_of(granted) * (500 // len(granted.items))
         await worker.send(Fetch(granted.lease, tuple(asked)))
         await until(lambda: reads >= 8)

@@ -45,6 +45,7 @@ from caption_flow.protocol.messages import (
     Want,
     Welcome,
 )
+from caption_flow.protocol.places import FilePlace
 from caption_flow.worker.client import Address, Client
 from caption_flow.worker.core.session import DRAIN_WORK_SECONDS
 from caption_flow.worker.engines.base import Engine, EngineDied, EngineUnavailable
@@ -226,7 +227,7 @@ async def test_the_same_file_is_read_here_and_any_other_is_asked_for(tmp_path: P
         path.write_bytes(IMAGES[index])
         found = path.stat()
         described.append(
-            ItemDescription(index, os.fsencode(path), found.st_size, found.st_mtime_ns)
+            ItemDescription(index, FilePlace(os.fsencode(path), found.st_size, found.st_mtime_ns))
         )
     (tmp_path / "1.png").unlink()
     (tmp_path / "2.png").write_bytes(IMAGES[2] + b"longer")

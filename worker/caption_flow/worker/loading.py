@@ -1,29 +1,42 @@
 """From an item to its decoded picture: bytes by the shortest way, decoding off the event loop.
 
-A file is read here only if it is the one the orchestrator listed (path given, size and time of
-change agree); everything else is asked of the orchestrator, which also knows what to say when the
-file is gone.
+A file is read here only if it is the one the orchestrator listed (size and time of change agree),
+and what lies elsewhere where it lies; what this machine cannot read is asked of the orchestrator,
+which also knows what to say when it is gone.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
-import stat
 import threading
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-from typing import Final, Literal, Protocol
+from typing import Final, Literal, Protocol, TypeVar
 
-from caption_flow.protocol.messages import ItemDescription
+import structlog
+
+from caption_flow.places.base import NotHereError, PlaceError
+from caption_flow.places.files import read_file
+from caption_flow.places.reader import PlaceReader
+from caption_flow.protocol.places import CellPlace, FilePlace, Place
 from caption_flow.worker.core.leases import Job
-from caption_flow.worker.images.load import LoadedImage, prepare
+from caption_flow.worker.images.load import ImageError, LoadedImage, prepare
+
+log = structlog.get_logger()
+
+T = TypeVar("T")
+U = TypeVar("U")
 
 MISSING: Final = "image_missing"
 """The ``error_kind`` of items whose bytes nobody has."""
+
+Way = Literal["here", "there", "served"]
+"""How an item's bytes came: from this machine's files, from where the dataset lies, or sent."""
+HERE: Final[Way] = "here"
+THERE: Final[Way] = "there"
+SERVED: Final[Way] = "served"
 
 FetchBytes = Callable[[Job], Awaitable[bytes]]
 """Asks the orchestrator; raises `ImageError` with what it answers when it has none either."""
@@ -72,48 +85,78 @@ class ImageLoader:
     """Reads or fetches, then decodes, in ``threads`` threads of its own; tells ``activity``."""
 
     def __init__(
-        self, fetch: FetchBytes, *, threads: int, activity: Activity | None = None
+        self,
+        fetch: FetchBytes,
+        *,
+        threads: int,
+        places: PlaceReader | None = None,
+        activity: Activity | None = None,
     ) -> None:
         self._fetch = fetch
+        self._places = places or PlaceReader()
         self._activity = activity or Activity()
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
+        self._told: set[str] = set()
+        self.ways: Counter[Way] = Counter()
+        """How many items' bytes came which way."""
 
     async def load(self, job: Job) -> LoadedImage:
         """Return the item's picture. Raises `ImageError`."""
-        loop = asyncio.get_running_loop()
-        loaded = await loop.run_in_executor(self._pool, self._load_if_same, job.item)
-        if loaded is None:
-            with self._activity.at("fetch"):
-                payload = await self._fetch(job)
-            loaded = await loop.run_in_executor(self._pool, self._decode, payload)
-        return loaded
+        place = job.item.place
+        if isinstance(place, FilePlace):
+            # Read and decoded in one go: most datasets lie on a disk that the worker sees.
+            loaded = await self._run(self._load_here, place)
+            if loaded is not None:
+                return loaded
+        elif place is not None:
+            data = await self._read_there(place)
+            if data is not None:
+                return await self._run(self._decode, data)
+        with self._activity.at("fetch"):
+            payload = await self._fetch(job)
+        self.ways[SERVED] += 1
+        return await self._run(self._decode, payload)
 
     def close(self) -> None:
         """Stop the threads; what they are at is finished, nothing more is begun."""
         self._pool.shutdown(wait=False, cancel_futures=True)
+        self._places.close()
 
-    def _load_if_same(self, item: ItemDescription) -> LoadedImage | None:
-        with self._activity.at("fetch"):
-            data = read_if_same(item)
-        return None if data is None else self._decode(data)
+    async def _run(self, work: Callable[[T], U], argument: T) -> U:
+        return await asyncio.get_running_loop().run_in_executor(self._pool, work, argument)
+
+    def _load_here(self, place: FilePlace) -> LoadedImage | None:
+        try:
+            with self._activity.at("fetch"):
+                data = read_file(place)
+        except NotHereError as error:
+            self._tell_once("the dataset's files are not on this machine", error)
+            return None
+        self.ways[HERE] += 1
+        return self._decode(data)
+
+    async def _read_there(self, place: Place) -> bytes | None:
+        try:
+            with self._activity.at("fetch"):
+                data = await self._places.read(place)
+        except NotHereError as error:
+            self._tell_once("the dataset cannot be read from this machine", error)
+            return None
+        except PlaceError as error:
+            raise ImageError(error.kind, str(error)) from error
+        self.ways[HERE if _is_file(place) else THERE] += 1
+        return data
+
+    def _tell_once(self, what: str, error: NotHereError) -> None:
+        """Say why the orchestrator is asked for bytes, the first time for each reason."""
+        if what not in self._told:
+            self._told.add(what)
+            log.info(f"{what}: the orchestrator is asked for its bytes", reason=str(error))  # noqa: G004
 
     def _decode(self, data: bytes) -> LoadedImage:
         with self._activity.at("decode"):
             return prepare(data)
 
 
-def read_if_same(item: ItemDescription) -> bytes | None:
-    """Return the bytes of the item's file if this machine has the very file that was listed."""
-    if item.path is None or item.size is None or item.mtime_ns is None:
-        return None
-    try:
-        path = Path(os.fsdecode(item.path))
-        found = path.stat()
-        if not stat.S_ISREG(found.st_mode):
-            return None
-        if (found.st_size, found.st_mtime_ns) != (item.size, item.mtime_ns):
-            return None
-        data = path.read_bytes()
-    except (OSError, ValueError):  # ValueError: a zero byte in the path
-        return None
-    return data if len(data) == item.size else None
+def _is_file(place: Place) -> bool:
+    return isinstance(place, CellPlace) and isinstance(place.file, FilePlace)

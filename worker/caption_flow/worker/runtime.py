@@ -333,6 +333,7 @@ class Runtime:
                 "tokens_per_second": self._pipeline.tokens_per_second(now=now),
                 "starved": sum(starved.values()),
                 **{f"starved_{cause}": seconds for cause, seconds in starved.items()},
+                **{f"read_{way}": count for way, count in self._loader.ways.items()},
             }
             stats |= {f"flagged_{flag}": number for flag, number in tally.flags.items()}
         return stats

@@ -1,28 +1,33 @@
-"""The port every source implements: list items, describe them to workers, serve their bytes."""
+"""The port every source implements: list items, and say where each of them is."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Self
 
-from caption_flow.protocol.messages import ItemDescription
+from caption_flow.config.dataset import DatasetConfig
+from caption_flow.protocol.places import Place
+from caption_flow.storage.opening import KnownShard
+from caption_flow.storage.writer import Write
 
 
 class SourceError(Exception):
     """The dataset cannot be read as configured; one sentence with what to do about it."""
 
 
-class ItemUnavailable(Exception):
-    """One item's bytes cannot be served; the sentence ends in the item's row."""
-
-
 @dataclass(frozen=True, slots=True)
 class Listed:
-    """A shard is known up to ``count`` items; each of them can be described."""
+    """A shard is known up to ``count`` items; each of them can be described.
+
+    ``facts`` is whatever the source wants to find again in `RunFolder.shards` when the run goes on.
+    """
 
     shard: str
     count: int
+    facts: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,29 +50,88 @@ class Vanished:
 Finding = Listed | Changed | Vanished
 
 
-class Source(Protocol):
-    """One dataset."""
+@dataclass(frozen=True, slots=True)
+class Item:
+    """What a source knows of one item.
 
-    @property
-    def left_out(self) -> int:
-        """Items passed over so far because the caller asked for it; they are not in the run."""
-        ...
+    ``key`` is its stable identity in the dataset, ``path`` its file within it, as bytes; an item
+    without a key goes by its path. ``place`` is None if only the source's machine could read it
+    and cannot. ``columns`` are values of the dataset's own columns.
+    """
 
+    index: int
+    place: Place | None
+    key: str | None = None
+    path: bytes | None = None
+    url: str | None = None
+    columns: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RunFolder:
+    """What a source may know and use of the run that it is opened for.
+
+    ``shards`` are those listed before; ``columns`` the dataset's columns that prompts name.
+    ``limit`` and ``skip`` narrow a folder of files (see `LocalSource`): all other sources are
+    narrowed by whoever lists them.
+    """
+
+    data_dir: Path
+    write: Callable[[Write], Awaitable[None]]
+    shards: Mapping[str, KnownShard] = field(default_factory=dict)
+    columns: tuple[str, ...] = ()
+    limit: int | None = None
+    skip: Callable[[bytes], bool] | None = None
+
+
+class Source(ABC):
+    """One dataset; a kind of dataset is one subclass (see ``docs/sources.md``)."""
+
+    catalogued: ClassVar[bool] = False
+    """Whether the source itself keeps its items in the ledger's catalog, for good. For others, what
+    `describe` says is kept there from an item's lease until its row is in a part."""
+
+    left_out: int = 0
+    """Items passed over so far because the caller asked for it; they are not in the run."""
+
+    @classmethod
+    @abstractmethod
+    def check(cls, dataset: DatasetConfig) -> None:
+        """Find out whether there is anything to caption; blocking. Raises `SourceError`."""
+
+    @classmethod
+    @abstractmethod
+    def open(cls, dataset: DatasetConfig, folder: RunFolder) -> Self:
+        """Open a dataset for a run; blocking. Raises `SourceError`."""
+
+    @classmethod
+    def name_of(cls, dataset: DatasetConfig) -> str:
+        """Return what a run's folder remembers of the dataset it is about."""
+        return f"{dataset.processor_type}:{dataset.dataset_path}"
+
+    @classmethod
+    def check_same(cls, dataset: DatasetConfig, remembered: str, data_dir: Path) -> None:
+        """Raise `SourceError` if a run's folder is about another dataset; blocking."""
+        if remembered != cls.name_of(dataset):
+            raise SourceError(
+                f"{data_dir} holds the captions of {remembered}, and {cls.name_of(dataset)} is "
+                "another dataset: --data-dir DIR (storage.data_dir) keeps them apart"
+            )
+
+    @abstractmethod
     def listing(self) -> AsyncIterator[Finding]:
         """List the dataset to its end; counts only grow.
 
-        What is yielded has been dealt with when the next finding is asked for.
+        What is yielded has been dealt with when the next finding is asked for. Raises
+        `SourceError`, which ends the run.
         """
-        ...
 
-    def describe(self, shard: str, items: Sequence[int]) -> tuple[ItemDescription, ...]:
-        """Say what a worker needs to know of some items, in ascending order; blocking."""
-        ...
+    @abstractmethod
+    def describe(self, shard: str, items: Sequence[int]) -> Sequence[Item]:
+        """Say what is known of some items, in ascending order; blocking, in any thread.
 
-    def read(self, shard: str, item: int) -> bytes:
-        """Return an item's bytes; blocking. Raises `ItemUnavailable`."""
-        ...
+        Raises `SourceError`: then these items are not handed out, and the run ends with it.
+        """
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027  -- most have nothing to free
         """Free what was opened; idempotent."""
-        ...

@@ -5,25 +5,28 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Final
+from typing import ClassVar, Final, Self
 
 import structlog
 
+from caption_flow.config.dataset import DatasetConfig
 from caption_flow.orchestrator.sources.base import (
     Changed,
     Finding,
-    ItemUnavailable,
+    Item,
     Listed,
+    RunFolder,
+    Source,
     SourceError,
     Vanished,
 )
 from caption_flow.orchestrator.sources.scan import FoundFile, ScanOptions, scan
-from caption_flow.protocol.codec import MAX_FRAME_BYTES
 from caption_flow.protocol.identity import content_hash
-from caption_flow.protocol.messages import ItemDescription
+from caption_flow.protocol.places import FilePlace
 from caption_flow.storage.catalog import Catalog
 from caption_flow.storage.schema import readable_path
 from caption_flow.storage.writer import Write
@@ -36,15 +39,46 @@ _FIRST_BATCH: Final = 64
 _BATCH: Final = 2000
 _EXAMPLES: Final = 5
 _SAMPLED: Final = 64
-_LARGEST_FILE: Final = MAX_FRAME_BYTES - 2**16
 
 
-class LocalSource:
+class LocalSource(Source):
     """Files below a folder, listed in order of their names; new ones are appended on each listing.
 
     ``skip`` names files that are left out although they are images, such as those that have a
     caption already; it is asked for each new file, with its path within the dataset.
     """
+
+    catalogued: ClassVar[bool] = True
+
+    @classmethod
+    def check(cls, dataset: DatasetConfig) -> None:
+        """See the port."""
+        check_folder(Path(dataset.dataset_path), scan_options(dataset))
+
+    @classmethod
+    def open(cls, dataset: DatasetConfig, folder: RunFolder) -> Self:
+        """See the port."""
+        known = folder.shards.get(SHARD)
+        return cls(
+            Path(dataset.dataset_path),
+            scan_options(dataset),
+            Catalog(folder.data_dir),
+            folder.write,
+            listed=0 if known is None else known.count,
+            limit=folder.limit,
+            skip=folder.skip,
+        )
+
+    @classmethod
+    def name_of(cls, dataset: DatasetConfig) -> str:
+        """See the port."""
+        return name_of_folder(Path(dataset.dataset_path))
+
+    @classmethod
+    def check_same(cls, dataset: DatasetConfig, remembered: str, data_dir: Path) -> None:
+        """See the port."""
+        with closing(Catalog(data_dir)) as catalog:
+            check_same_folder(Path(dataset.dataset_path), remembered, catalog, data_dir)
 
     def __init__(
         self,
@@ -64,12 +98,7 @@ class LocalSource:
         self._listed = listed
         self._limit = limit
         self._skip = skip
-        self._left_out = 0
-
-    @property
-    def left_out(self) -> int:
-        """See the port."""
-        return self._left_out
+        self.left_out = 0
 
     async def listing(self) -> AsyncIterator[Finding]:
         """Walk the folder: new files join the catalog, changed ones are told apart by content.
@@ -98,36 +127,18 @@ class LocalSource:
                 await self._write(UpdateItems(SHARD, news.touched))
             size = _BATCH
 
-    def describe(self, shard: str, items: Sequence[int]) -> tuple[ItemDescription, ...]:
+    def describe(self, shard: str, items: Sequence[int]) -> tuple[Item, ...]:
         """See the port; paths are absolute, for workers that see the same files."""
-        root = os.fsencode(self._root)
         return tuple(
-            ItemDescription(
-                entry.index,
-                os.path.join(root, entry.path),  # noqa: PTH118  -- bytes
-                entry.size,
-                entry.mtime_ns,
-                dict(entry.columns) if entry.columns else None,
-            )
+            Item(entry.index, self._place_of(entry), path=entry.path, columns=entry.columns)
             for entry in self._catalog.entries(shard, items)
-            if entry.path is not None
         )
 
-    def read(self, shard: str, item: int) -> bytes:
-        """See the port."""
-        entries = self._catalog.entries(shard, [item])
-        if not entries or entries[0].path is None:
-            raise ItemUnavailable(f"item {item} is not in the dataset")
-        path = self._root / os.fsdecode(entries[0].path)
-        try:
-            if path.stat().st_size > _LARGEST_FILE:
-                raise ItemUnavailable(
-                    f"the file is larger than {_LARGEST_FILE} bytes, more than can be sent to a "
-                    "worker that does not see it"
-                )
-            return path.read_bytes()
-        except OSError as error:
-            raise ItemUnavailable(f"the file cannot be read: {error.strerror}") from error
+    def _place_of(self, entry: CatalogEntry) -> FilePlace | None:
+        if entry.path is None or entry.size is None or entry.mtime_ns is None:
+            return None
+        path = os.path.join(os.fsencode(self._root), entry.path)  # noqa: PTH118  -- bytes
+        return FilePlace(path, entry.size, entry.mtime_ns)
 
     def close(self) -> None:
         """See the port."""
@@ -146,7 +157,7 @@ class LocalSource:
                 if (size, mtime_ns) != (file.size, file.mtime_ns):
                     news.touched.append(CatalogEntry(index, file.path, file.size, file.mtime_ns))
             elif self._skip is not None and self._skip(file.path):
-                self._left_out += 1
+                self.left_out += 1
             elif self._limit is None or self._listed + len(news.fresh) < self._limit:
                 index = self._listed + len(news.fresh)
                 news.fresh.append(CatalogEntry(index, file.path, file.size, file.mtime_ns))
@@ -189,6 +200,17 @@ def _take(files: Iterator[FoundFile], count: int) -> list[FoundFile]:
     return list(islice(files, count))
 
 
+def scan_options(dataset: DatasetConfig) -> ScanOptions:
+    """Pick what concerns the walk through a folder."""
+    return ScanOptions(
+        recursive=dataset.recursive,
+        follow_symlinks=dataset.follow_symlinks,
+        include_hidden=dataset.include_hidden,
+        include=tuple(dataset.include),
+        exclude=tuple(dataset.exclude),
+    )
+
+
 def check_folder(root: Path, options: ScanOptions) -> None:
     """Raise `SourceError` unless there is an image to caption below ``root``."""
     if not root.exists():
@@ -201,20 +223,18 @@ def check_folder(root: Path, options: ScanOptions) -> None:
         raise SourceError(_nothing_in(root, options))
 
 
-def name_of_dataset(root: Path) -> str:
+def name_of_folder(root: Path) -> str:
     """Return what a run's folder remembers of the dataset it is about."""
     return readable_path(os.fsencode(root.absolute()))
 
 
-def check_same_dataset(
-    root: Path, remembered: str | None, catalog: Catalog, data_dir: Path
-) -> None:
+def check_same_folder(root: Path, remembered: str | None, catalog: Catalog, data_dir: Path) -> None:
     """Raise `SourceError` if a run's folder is about other images than those below ``root``.
 
     A dataset that was moved is still the same: half of the files first listed are where they were
     within it. One at the remembered place is, whatever has become of its files.
     """
-    if remembered in {None, name_of_dataset(root)}:
+    if remembered in {None, name_of_folder(root)}:
         return
     listed = [entry for entry in catalog.entries(SHARD, range(_SAMPLED)) if entry.path is not None]
     there = sum(_size_of(root / os.fsdecode(entry.path or b"")) == entry.size for entry in listed)

@@ -1,0 +1,44 @@
+"""Bytes of places of every kind; one reader for each process that reads any."""
+
+from __future__ import annotations
+
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
+from typing import Final, assert_never
+
+from caption_flow.places.base import NotHereError
+from caption_flow.places.files import read_file, read_own_file
+from caption_flow.protocol.places import CellPlace, FilePlace, LinkPlace, ObjectPlace, Place
+
+_THREADS: Final = 16
+
+
+class PlaceReader:
+    """Reads off the event loop, in ``threads`` threads of its own.
+
+    ``is_lister`` says that this is the machine that listed the dataset (see `read_own_file`).
+    """
+
+    def __init__(self, *, threads: int = _THREADS, is_lister: bool = False) -> None:
+        self._read_file = read_own_file if is_lister else read_file
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="read")
+
+    async def read(self, place: Place) -> bytes:
+        """Return the bytes at a place.
+
+        Raises:
+            NotHereError: this machine cannot read it.
+            PlaceError: there is nothing to be read.
+        """
+        loop = asyncio.get_running_loop()
+        match place:
+            case FilePlace():
+                return await loop.run_in_executor(self._pool, self._read_file, place)
+            case ObjectPlace() | CellPlace() | LinkPlace():
+                raise NotHereError(f"{type(place).__name__} cannot be read yet")
+            case _:
+                assert_never(place)
+
+    def close(self) -> None:
+        """Stop the threads; what they are at is finished, nothing more is begun."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
