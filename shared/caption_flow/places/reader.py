@@ -8,6 +8,7 @@ from typing import Final, assert_never
 
 from caption_flow.places.base import NotHereError
 from caption_flow.places.files import read_file, read_own_file
+from caption_flow.places.objects import read_object
 from caption_flow.protocol.places import CellPlace, FilePlace, LinkPlace, ObjectPlace, Place
 
 _THREADS: Final = 16
@@ -34,7 +35,9 @@ class PlaceReader:
         match place:
             case FilePlace():
                 return await loop.run_in_executor(self._pool, self._read_file, place)
-            case ObjectPlace() | CellPlace() | LinkPlace():
+            case ObjectPlace():
+                return await loop.run_in_executor(self._pool, read_object, place)
+            case CellPlace() | LinkPlace():
                 raise NotHereError(f"{type(place).__name__} cannot be read yet")
             case _:
                 assert_never(place)
