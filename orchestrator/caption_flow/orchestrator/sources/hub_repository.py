@@ -119,7 +119,7 @@ def _on_hub(dataset: DatasetConfig, commit: str | None) -> Shards:
     if commit is not None and _is_converted(names):
         chosen = choose_converted(names, dataset.dataset_config, dataset.split)
     elif parquet_files(names):
-        card = _configs(dict(found.card_data.to_dict()) if found.card_data else None)
+        card = _configs(_plain(found.card_data))
         chosen = choose(names, card, dataset.dataset_config, dataset.split)
     else:
         found = _converted(api, dataset, names)
@@ -138,6 +138,10 @@ def _on_hub(dataset: DatasetConfig, commit: str | None) -> Shards:
         },
         found.sha,
     )
+
+
+def _plain(card: Any) -> Any:
+    return None if card is None else card.to_dict()
 
 
 def _sizes(api: Any, repository: str, commit: str, names: list[str]) -> dict[str, int]:
