@@ -12,7 +12,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
+from aiohttp import web
 
 from tests.support import parquet
 from tests.support.cli import rows
@@ -184,3 +186,64 @@ async def test_private_and_converted_datasets_are_captioned(
         f"large/train/0000.parquet#{number}": [parquet.caption(parquet.png(number), "Describe .")]
         for number in range(5)
     }
+
+
+# ------------------------------------------------------------------------------------- addresses
+
+
+async def test_rows_without_an_image_fail_alone_and_addresses_are_fetched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CAPTIONFLOW_ALLOW_PRIVATE_URLS", "1")
+
+    async def answer(request: web.Request) -> web.Response:
+        number = int(request.match_info["number"])
+        if number == 2:
+            raise web.HTTPNotFound
+        return web.Response(body=b"<html>" if number == 3 else parquet.png(number))
+
+    app = web.Application()
+    app.router.add_get("/{number}.png", answer)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    base = f"http://127.0.0.1:{runner.addresses[0][1]}"
+    links = [f"{base}/{number}.png" for number in range(6)]
+    parquet.write(tmp_path / "set/train.parquet", url=[*links, None, "ftp://example.org/a"])
+    async with fleet_for(tmp_path, str(tmp_path / "set"), dataset_url_column="url") as fleet:
+        await caption_all(fleet)
+        found = {row["item_index"]: row for row in rows(fleet.data_dir)}
+    await runner.cleanup()
+    for number in (0, 1, 4, 5):
+        picture = parquet.png(number)
+        assert found[number]["captions"] == [parquet.caption(picture, "Describe .")]
+        assert found[number]["url"] == links[number]
+    assert {index: row["error_kind"] for index, row in found.items() if row["error_kind"]} == {
+        2: "link_gone",
+        3: "image_corrupt",
+        6: "image_missing",
+        7: "link_invalid",
+    }
+
+
+async def test_cells_without_bytes_fail_alone_or_name_a_file(tmp_path: Path) -> None:
+    kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    cells = [
+        {"bytes": parquet.png(0), "path": None},
+        {"bytes": None, "path": "pictures/1.png"},
+        {"bytes": None, "path": "pictures/none.png"},
+        {"bytes": None, "path": "../outside.png"},
+        {"bytes": None, "path": None},
+        None,
+    ]
+    parquet.write(tmp_path / "set/data/train.parquet", image=pa.array(cells, type=kind))
+    (tmp_path / "set/pictures").mkdir()
+    (tmp_path / "set/pictures/1.png").write_bytes(parquet.png(1))
+    (tmp_path / "outside.png").write_bytes(parquet.png(2))
+    async with fleet_for(tmp_path, str(tmp_path / "set")) as fleet:
+        await caption_all(fleet)
+        found = {row["item_index"]: row for row in rows(fleet.data_dir)}
+    for number in (0, 1):
+        picture = parquet.png(number)
+        assert found[number]["captions"] == [parquet.caption(picture, "Describe .")]
+    assert [found[number]["error_kind"] for number in range(2, 6)] == ["image_missing"] * 4
