@@ -220,7 +220,7 @@ async def test_rows_without_an_image_fail_alone_and_addresses_are_fetched(
         assert found[number]["url"] == links[number]
     assert {index: row["error_kind"] for index, row in found.items() if row["error_kind"]} == {
         2: "link_gone",
-        3: "image_corrupt",
+        3: "image_unrecognised",
         6: "image_missing",
         7: "link_invalid",
     }
