@@ -29,6 +29,9 @@ STALL_TESTS: Final = (
     "tests/unit/worker/test_silence.py",
     "tests/integration/worker/test_pipeline.py",
 )
+LINKS: Final = "shared/caption_flow/places/links.py"
+LINK_TESTS: Final = ("tests/integration/places/test_links.py",)
+HUB_TESTS: Final = ("tests/e2e/test_hub_datasets.py",)
 OUTBOX_TESTS: Final = ("tests/unit/worker/test_outbox.py", "tests/property/test_outbox.py")
 
 
@@ -786,5 +789,46 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
         "files",
         "if len(data) != length:",
         "if False:",
+    ),
+    # ------------------------------------------------------------------ datasets of the hub, links
+    Mutant(
+        "names lead anywhere",
+        "no name in a dataset leads to a private address",
+        LINKS,
+        '_check(ip_address(result["host"].partition("%")[0]), self._may_connect)',
+        "pass",
+        LINK_TESTS,
+    ),
+    Mutant(
+        "addresses lead anywhere",
+        "no address in a dataset, nor a redirect, leads to a private one",
+        LINKS,
+        "self._check_literal(url)",
+        "pass",
+        LINK_TESTS,
+    ),
+    Mutant(
+        "embedded addresses lead anywhere",
+        "an IPv6 address that embeds a private one is private",
+        LINKS,
+        "inner = address.ipv4_mapped or address.sixtofour or teredo or nat64 or address",
+        "inner = address",
+        LINK_TESTS,
+    ),
+    Mutant(
+        "endless answers",
+        "what is read of an address is bounded",
+        LINKS,
+        "if len(data) > most:",
+        "if False:",
+        LINK_TESTS,
+    ),
+    Mutant(
+        "footers read again",
+        "a resume reads no footers",
+        "orchestrator/caption_flow/orchestrator/sources/hub.py",
+        "if facts is None or not is_same:",
+        "if True:",
+        HUB_TESTS,
     ),
 )

@@ -323,7 +323,7 @@ class Orchestrator:
         except StorageError as error:
             self._failure = self._failure or error
         finally:
-            self._places.close()
+            await self._places.close()
             self._source.close()
             await self._store.close()
 

@@ -6,8 +6,9 @@ import asyncio
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final, assert_never
 
-from caption_flow.places.base import NotHereError
+from caption_flow.places.cells import CellReader
 from caption_flow.places.files import read_file, read_own_file
+from caption_flow.places.links import LinkReader
 from caption_flow.places.objects import read_object
 from caption_flow.protocol.places import CellPlace, FilePlace, LinkPlace, ObjectPlace, Place
 
@@ -22,6 +23,8 @@ class PlaceReader:
 
     def __init__(self, *, threads: int = _THREADS, is_lister: bool = False) -> None:
         self._read_file = read_own_file if is_lister else read_file
+        self._cells = CellReader()
+        self._links = LinkReader()
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="read")
 
     async def read(self, place: Place) -> bytes:
@@ -37,11 +40,14 @@ class PlaceReader:
                 return await loop.run_in_executor(self._pool, self._read_file, place)
             case ObjectPlace():
                 return await loop.run_in_executor(self._pool, read_object, place)
-            case CellPlace() | LinkPlace():
-                raise NotHereError(f"{type(place).__name__} cannot be read yet")
+            case CellPlace():
+                return await loop.run_in_executor(self._pool, self._cells.read, place)
+            case LinkPlace():
+                return await self._links.read(place.url)
             case _:
                 assert_never(place)
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Stop the threads; what they are at is finished, nothing more is begun."""
         self._pool.shutdown(wait=False, cancel_futures=True)
+        await self._links.close()

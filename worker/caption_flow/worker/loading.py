@@ -117,10 +117,10 @@ class ImageLoader:
         self.ways[SERVED] += 1
         return await self._run(self._decode, payload)
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Stop the threads; what they are at is finished, nothing more is begun."""
         self._pool.shutdown(wait=False, cancel_futures=True)
-        self._places.close()
+        await self._places.close()
 
     async def _run(self, work: Callable[[T], U], argument: T) -> U:
         return await asyncio.get_running_loop().run_in_executor(self._pool, work, argument)

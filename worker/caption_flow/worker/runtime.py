@@ -167,7 +167,7 @@ class Runtime:
                 background.append(self._loading)
             for task in background:
                 task.cancel()
-        self._loader.close()
+        await self._loader.close()
         return leave
 
     def stop(self) -> None:

@@ -1,0 +1,150 @@
+"""A stand-in for the hub's API, as far as the real `huggingface_hub` asks it for datasets.
+
+Point ``HF_ENDPOINT`` at `Hub.url` before the library is imported: in processes of their own.
+Files are redirected to another address, as the hub's are to its storage.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+from aiohttp import web
+
+TOKEN = "hf_made_up"
+CONVERTED = "refs/convert/parquet"
+
+
+@dataclass
+class Repository:
+    """Files by branch; a branch's commit follows from what is in it."""
+
+    branches: dict[str, dict[str, bytes]]
+    private: bool = False
+    card: Mapping[str, Any] | None = None
+    past: dict[str, dict[str, bytes]] = field(default_factory=dict)
+    """Files by commit, of every commit that was ever asked for."""
+
+    def find(self, revision: str) -> tuple[str, dict[str, bytes]] | None:
+        if revision in self.branches:
+            files = dict(self.branches[revision])
+            whole = repr(
+                [
+                    (name, hashlib.sha1(data, usedforsecurity=False).digest())
+                    for name, data in files.items()
+                ]
+            )
+            commit = hashlib.sha1(whole.encode(), usedforsecurity=False).hexdigest()
+            self.past[commit] = files
+            return commit, files
+        return (revision, self.past[revision]) if revision in self.past else None
+
+
+class Hub:
+    """Serves repositories on loopback; remembers what it was asked for."""
+
+    def __init__(self, **repositories: Repository) -> None:
+        self.repositories = {f"org/{name}": found for name, found in repositories.items()}
+        self.asked: list[str] = []
+        self.ranges: list[tuple[str, int, int]] = []
+        """Path, first byte and number of bytes of each read."""
+        self._runner: web.AppRunner | None = None
+        self.url = ""
+
+    @property
+    def bytes_read(self) -> int:
+        return sum(length for _, _, length in self.ranges)
+
+    def forget(self) -> None:
+        self.asked.clear()
+        self.ranges.clear()
+
+    async def __aenter__(self) -> Self:
+        app = web.Application()
+        api = r"/api/datasets/{org}/{name}"
+        app.router.add_get(api, self._info)
+        app.router.add_get(api + r"/revision/{revision}", self._info)
+        app.router.add_post(api + r"/paths-info/{revision}", self._paths)
+        app.router.add_get(r"/datasets/{org}/{name}/resolve/{revision}/{path:.+}", self._resolve)
+        app.router.add_get(r"/storage/{org}/{name}/{revision}/{path:.+}", self._read)
+        self._runner = web.AppRunner(app)
+        await self._runner.setup()
+        site = web.TCPSite(self._runner, "127.0.0.1", 0)
+        await site.start()
+        self.url = f"http://127.0.0.1:{self._runner.addresses[0][1]}"
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        assert self._runner is not None
+        await self._runner.cleanup()
+
+    def _repository(self, request: web.Request) -> Repository:
+        found = self.repositories.get("{org}/{name}".format(**request.match_info))
+        may_see = request.headers.get("Authorization") == f"Bearer {TOKEN}"
+        if found is None or (found.private and not may_see):
+            # As the hub does: whoever may not see it does not hear whether it exists.
+            raise _refusal(404 if may_see else 401, "RepoNotFound")
+        return found
+
+    def _files(self, request: web.Request) -> tuple[str, dict[str, bytes]]:
+        self.asked.append(f"{request.method} {request.path}")
+        revision = request.match_info.get("revision", "main")
+        found = self._repository(request).find(revision)
+        if found is None:
+            raise _refusal(404, "RevisionNotFound")
+        return found
+
+    async def _info(self, request: web.Request) -> web.Response:
+        commit, files = self._files(request)
+        repository = self._repository(request)
+        return web.json_response(
+            {
+                "id": "{org}/{name}".format(**request.match_info),
+                "sha": commit,
+                "private": repository.private,
+                "siblings": [{"rfilename": name} for name in files],
+                "cardData": repository.card,
+                "tags": [],
+            }
+        )
+
+    async def _paths(self, request: web.Request) -> web.Response:
+        _, files = self._files(request)
+        form = await request.post()
+        return web.json_response(
+            [
+                {"type": "file", "path": path, "size": len(files[path]), "oid": "0" * 40}
+                for path in map(str, form.getall("paths"))
+                if path in files
+            ]
+        )
+
+    async def _resolve(self, request: web.Request) -> web.Response:
+        commit, files = self._files(request)
+        path = request.match_info["path"]
+        if path not in files:
+            raise _refusal(404, "EntryNotFound")
+        where = "/storage/{org}/{name}".format(**request.match_info) + f"/{commit}/{path}"
+        headers = {"Location": where, "X-Repo-Commit": commit, "ETag": f'"{commit}"'}
+        return web.Response(status=302, headers=headers)
+
+    async def _read(self, request: web.Request) -> web.Response:
+        name = "{org}/{name}".format(**request.match_info)
+        path = request.match_info["path"]
+        data = self.repositories[name].past[request.match_info["revision"]][path]
+        asked = re.fullmatch(r"bytes=(\d+)-(\d+)", request.headers.get("Range", ""))
+        if asked is None:
+            self.ranges.append((path, 0, len(data)))
+            return web.Response(body=data)
+        first, last = int(asked[1]), min(int(asked[2]), len(data) - 1)
+        self.ranges.append((path, first, last - first + 1))
+        headers = {"Content-Range": f"bytes {first}-{last}/{len(data)}"}
+        return web.Response(status=206, body=data[first : last + 1], headers=headers)
+
+
+def _refusal(status: int, code: str) -> web.HTTPException:
+    kinds = {401: web.HTTPUnauthorized, 404: web.HTTPNotFound}
+    return kinds[status](headers={"X-Error-Code": code, "X-Error-Message": code})
