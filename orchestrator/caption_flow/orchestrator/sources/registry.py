@@ -10,6 +10,7 @@ from caption_flow.orchestrator.sources.base import Source, SourceError
 _HERE: Final = "caption_flow.orchestrator.sources"
 _SOURCES: Final = {
     "local_filesystem": (f"{_HERE}.local", "LocalSource"),
+    "webdataset": (f"{_HERE}.tars", "TarSource"),
 }
 
 
