@@ -221,8 +221,11 @@ def _object_error(url: str, error: Exception) -> ObjectError:
     ):
         hint = _GRANTED.get(url.partition("://")[0], "check that this machine may read it")
         return ObjectError("refused", f"{shown} may not be read: {hint}")
-    reason = str(error).partition("\n")[0].partition("Debug source")[0].strip()
-    return ObjectError("unreachable", f"{shown} cannot be read: {reason or type(error).__name__}")
+    reason = str(error).partition("\n")[0].rpartition(" - ")[2].strip() or type(error).__name__
+    query = urlsplit(url).query
+    if query:
+        reason = reason.replace(query, "...")
+    return ObjectError("unreachable", f"{shown} cannot be read: {reason}")
 
 
 @lru_cache(_KNOWN_STORAGES)

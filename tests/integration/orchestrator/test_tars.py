@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gzip
 import json
 import os
@@ -23,11 +24,14 @@ from caption_flow.orchestrator.sources.base import (
     Vanished,
 )
 from caption_flow.orchestrator.sources.tar_files import find_tars
+from caption_flow.orchestrator.sources.tar_index import index_tar
 from caption_flow.orchestrator.sources.tars import TarSource
 from caption_flow.places.files import read_own_file
-from caption_flow.protocol.places import FilePlace
+from caption_flow.places.objects import OBJECTS, read_object
+from caption_flow.protocol.places import FilePlace, ObjectPlace
 from caption_flow.storage.opening import KnownShard
 from caption_flow.storage.writer import Write
+from tests.support.object_server import object_server, s3_server
 from tests.support.tars import webshart_index, write_shards, write_tar
 
 
@@ -50,7 +54,7 @@ class Opened:
         folder = RunFolder(
             self.data_dir, _nothing_is_written, shards=self.shards, columns=self.columns
         )
-        source = TarSource.open(self.dataset, folder)
+        source = await asyncio.to_thread(TarSource.open, self.dataset, folder)
         self.findings = [finding async for finding in source.listing()]
         for finding in self.findings:
             if isinstance(finding, Listed):
@@ -62,13 +66,15 @@ class Opened:
         found = [
             item
             for name, shard in self.shards.items()
-            for item in source.describe(name, range(shard.count))
+            for item in await asyncio.to_thread(source.describe, name, range(shard.count))
         ]
         source.close()
         return found
 
 
 def read(item: Item) -> bytes:
+    if isinstance(item.place, ObjectPlace):
+        return read_object(item.place)
     assert isinstance(item.place, FilePlace), item
     return read_own_file(item.place)
 
@@ -146,11 +152,10 @@ async def test_a_broken_json_takes_only_its_column_away(tmp_path: Path) -> None:
 
 def count_indexing(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     calls: list[int] = []
-    real = tar_shelf.index_tar
 
     def counted(file: Any, size: int) -> Any:
         calls.append(size)
-        return real(file, size)
+        return index_tar(file, size)
 
     monkeypatch.setattr(tar_shelf, "index_tar", counted)
     return calls
@@ -316,3 +321,88 @@ async def test_a_dataset_that_moved_is_the_same(tmp_path: Path) -> None:
     moved = Opened(tmp_path / "moved", tmp_path / "run")
     moved.shards = opened.shards
     assert by_path(await moved.items()) == written
+
+
+# ---------------------------------------------------------------- in storages
+
+
+def contents(root: Path, prefix: str) -> dict[str, bytes]:
+    return {f"{prefix}{path.name}": path.read_bytes() for path in sorted(root.iterdir())}
+
+
+async def test_tars_on_a_web_server_are_read_by_ranges(tmp_path: Path) -> None:
+    written = write_shards(tmp_path / "set", shards=3, samples=4)
+    async with object_server(contents(tmp_path / "set", "/data/")) as server:
+        server.faults.extend(["", "500", "reset"])
+        url = f"{server.url}/data/shard-{{000000..000002}}.tar"
+        opened = Opened(url, tmp_path / "run", columns=("txt",))
+        items = await opened.items()
+        assert [item.columns for item in items[:2]] == [{"txt": "text 0"}, {"txt": "text 1"}]
+        assert await asyncio.to_thread(by_path, items) == written
+        server.requests.clear()
+        await opened.list_all()
+        assert server.requests == {"HEAD": 3}, "tars that are known are only looked at"
+
+
+async def test_a_missing_or_forbidden_tar_is_passed_over(tmp_path: Path) -> None:
+    write_shards(tmp_path / "set", shards=2, samples=4)
+    async with object_server(contents(tmp_path / "set", "/")) as server:
+        server.files["/shard-000003.tar"] = server.files.pop("/shard-000000.tar")
+        opened = Opened(f"{server.url}/shard-{{000000..000003}}.tar", tmp_path / "run")
+        await opened.list_all()
+        assert sorted(opened.shards) == ["shard-000001.tar", "shard-000003.tar"]
+        check = asyncio.to_thread(TarSource.check, opened.dataset)
+        with pytest.raises(SourceError, match=r"first tar cannot be read: there is no http"):
+            await check
+        server.always = "403"
+        one = DatasetConfig(type="webdataset", dataset_path=f"{server.url}/shard-000001.tar")
+        with pytest.raises(SourceError, match="may not be read"):
+            await asyncio.to_thread(TarSource.check, one)
+
+
+async def test_a_remote_tar_that_changed_is_refused_by_name(tmp_path: Path) -> None:
+    write_shards(tmp_path / "set", shards=2, samples=4)
+    async with object_server(contents(tmp_path / "set", "/")) as server:
+        opened = Opened(f"{server.url}/shard-{{000000..000001}}.tar", tmp_path / "run")
+        await opened.list_all()
+        write_tar(tmp_path / "other.tar", [("other.jpg", b"other")])
+        server.files["/shard-000001.tar"] = (tmp_path / "other.tar").read_bytes()
+        with pytest.raises(SourceError, match=r"shard-000001\.tar has changed"):
+            await opened.list_all()
+
+
+async def test_members_that_are_large_are_skipped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    big = os.urandom(3 * 2**20)
+    members = [(f"{number}.jpg", big if number % 2 else b"small") for number in range(6)]
+    write_tar(tmp_path / "set/x.tar", members)
+    monkeypatch.setattr(tar_shelf, "_BLOCK", 2**20)
+    read: list[int] = []
+    real = OBJECTS.read
+
+    def counted(url: str, *ranges: int, **size: int) -> bytes:
+        data = real(url, *ranges, **size)
+        read.append(len(data))
+        return data
+
+    monkeypatch.setattr(OBJECTS, "read", counted)
+    async with object_server(contents(tmp_path / "set", "/")) as server:
+        opened = Opened(f"{server.url}/x.tar", tmp_path / "run")
+        items = await opened.list_all()
+        assert opened.shards["x.tar"].count == 6
+        items.close()
+    assert sum(read) < 2**20 + 8 * 64 * 2**10
+
+
+async def test_tars_in_a_bucket_are_found_and_read(tmp_path: Path) -> None:
+    written = write_shards(tmp_path / "set", shards=3, samples=4)
+    index = tmp_path / "set" / "shard-000001.json"
+    index.write_text(json.dumps(webshart_index(index.with_suffix(".tar"))))
+    with s3_server(contents(tmp_path / "set", "all/set/")) as bucket:
+        for number, path in enumerate(
+            ("all/set", "all/set/*.tar", "all/set/shard-{000000..000002}.tar")
+        ):
+            opened = Opened(f"{bucket}/{path}", tmp_path / f"run {number}")
+            assert by_path(await opened.items()) == written
+        assert names(f"{bucket}/all/set/*2.tar") == ["shard-000002.tar"]
