@@ -30,6 +30,7 @@ class ObjectServer:
         self.files = files
         self.faults: deque[str] = deque()
         self.always = ""
+        self.has_etags = True
         self.requests: Counter[str] = Counter()
         self.url = ""
         self._stopping = asyncio.Event()
@@ -45,7 +46,9 @@ class ObjectServer:
         if fault == "reset":
             return await self._reset(request)
         etag = f'"{md5(data, usedforsecurity=False).hexdigest()}"'
-        headers = {"ETag": etag, "Accept-Ranges": "bytes"}
+        headers = {"Accept-Ranges": "bytes"}
+        if self.has_etags:
+            headers["ETag"] = etag
         asked = re.fullmatch(r"bytes=(\d+)-(\d+)", request.headers.get("Range", ""))
         if asked is None or fault == "whole":
             return await self._send(request, 200, headers, data, fault)

@@ -19,6 +19,7 @@ from urllib.parse import unquote, urlsplit
 
 import fsspec
 import obstore
+import stamina
 from obstore import exceptions
 from obstore.store import HTTPStore, S3Store, from_url
 
@@ -42,6 +43,10 @@ class ObjectError(Exception):
     def __init__(self, kind: str, message: str) -> None:
         super().__init__(message)
         self.kind = kind
+
+
+class _BrokenOffError(Exception):
+    """A body ended early; obstore itself takes up only those of objects with an ETag."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,13 +92,28 @@ class Objects:
         with _as_object_errors(url):
             if _is_fsspec(url):
                 return _checked(url, length, _fsspec_read(url, offset, length, size))
-            store, path = self._locate(url)
-            options: Any = {} if length is None else {"range": (offset, offset + length)}
-            found = obstore.get(store, path, options=options)
-            whole = found.meta["size"]
-            if size is not None and whole != size:
-                raise ObjectError("changed", f"{url} has {whole} bytes now, not {size} as listed")
-            return _checked(url, length, bytes(found.bytes()))
+            patience = self._patience
+            for attempt in stamina.retry_context(
+                on=_BrokenOffError,
+                attempts=patience.retries,
+                timeout=patience.retry_seconds,
+                wait_initial=patience.first_pause_seconds,
+            ):
+                with attempt:
+                    return _checked(url, length, self._get(url, offset, length, size))
+        raise AssertionError("unreachable: the last attempt returns or raises")
+
+    def _get(self, url: str, offset: int, length: int | None, size: int | None) -> bytes:
+        store, path = self._locate(url)
+        options: Any = {} if length is None else {"range": (offset, offset + length)}
+        found = obstore.get(store, path, options=options)
+        whole = found.meta["size"]
+        if size is not None and whole != size:
+            raise ObjectError("changed", f"{url} has {whole} bytes now, not {size} as listed")
+        try:
+            return bytes(found.bytes())
+        except exceptions.GenericError as error:
+            raise _BrokenOffError(str(error)) from error
 
     def facts(self, url: str) -> ObjectFacts:
         """Ask for size and version. Raises `ObjectError`."""

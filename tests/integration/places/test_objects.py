@@ -47,6 +47,14 @@ async def test_what_fails_for_the_moment_is_asked_for_again(faults: list[str]) -
         assert server.requests["GET"] == len(faults) + 1
 
 
+@pytest.mark.parametrize("fault", ["cut", "stall", "reset"])
+async def test_so_is_what_has_no_etag(fault: str) -> None:
+    async with object_server({"/a.bin": DATA}) as server:
+        server.has_etags = False
+        server.faults.append(fault)
+        assert await read(place(server)) == DATA[1000:6000]
+
+
 @pytest.mark.parametrize("fault", ["whole", "shifted", "short", "500", "429", "reset", "stall"])
 async def test_a_server_that_never_mends_gives_no_bytes_at_all(fault: str) -> None:
     async with object_server({"/a.bin": DATA}) as server:
