@@ -6,6 +6,7 @@ beside a sample proves that these very bytes were captioned.
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -28,9 +29,10 @@ def fleet_for(tmp_path: Path, location: str | Path, prompt: str = "Describe.") -
 
 
 async def run_to_the_end(fleet: Fleet) -> str:
-    orchestrator = await fleet.orchestrator("--exit-when-finished")
+    orchestrator = await fleet.orchestrator()
     worker = await fleet.worker("worker")
     assert await worker.exit_code() == 0, worker.tail(40)
+    orchestrator.signal(signal.SIGTERM)
     assert await orchestrator.exit_code() == 0, orchestrator.tail(40)
     await fleet.verify()
     return worker.output
