@@ -7,6 +7,7 @@ import gzip
 import json
 import os
 import tarfile
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ from caption_flow.places.objects import OBJECTS, read_object
 from caption_flow.protocol.places import FilePlace, ObjectPlace
 from caption_flow.storage.opening import KnownShard
 from caption_flow.storage.writer import Write
+from tests.integration.orchestrator.parties import led
 from tests.support.object_server import object_server, s3_server
 from tests.support.tars import webshart_index, write_shards, write_tar
 
@@ -406,3 +408,48 @@ async def test_tars_in_a_bucket_are_found_and_read(tmp_path: Path) -> None:
             opened = Opened(f"{bucket}/{path}", tmp_path / f"run {number}")
             assert by_path(await opened.items()) == written
         assert names(f"{bucket}/all/set/*2.tar") == ["shard-000002.tar"]
+
+
+# ---------------------------------------------------------------- in a run
+
+
+async def test_the_first_tar_is_told_before_the_last_is_indexed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_shards(tmp_path / "set", shards=6, samples=1)
+    last = (tmp_path / "set/shard-000005.tar").stat().st_size + 1
+    os.truncate(tmp_path / "set/shard-000005.tar", last)
+    gate = threading.Event()
+
+    def gated(file: Any, size: int) -> Any:
+        assert size != last or gate.wait(20)
+        return index_tar(file, size)
+
+    monkeypatch.setattr(tar_shelf, "index_tar", gated)
+    opened = Opened(tmp_path / "set", tmp_path / "run")
+    source = TarSource.open(opened.dataset, RunFolder(opened.data_dir, _nothing_is_written))
+    told = 0
+    async for finding in source.listing():
+        assert isinstance(finding, Listed)
+        told += finding.count
+        if told == 5:
+            gate.set()
+    assert told == 6
+    source.close()
+
+
+async def test_a_run_knows_its_dataset_wherever_it_is(tmp_path: Path) -> None:
+    write_shards(tmp_path / "set", shards=2, samples=4)
+
+    def at(root: str) -> dict[str, Any]:
+        return {"dataset": {"type": "webdataset", "dataset_path": str(tmp_path / root)}}
+
+    async with led(tmp_path, root=tmp_path / "set", **at("set")) as run:
+        assert (await (await run.join()).work_until_finished()).captioned == 8
+    (tmp_path / "set").rename(tmp_path / "moved")
+    async with led(tmp_path, root=tmp_path / "moved", **at("moved")) as run:
+        assert (await (await run.join()).work_until_finished()).captioned == 8
+    write_tar(tmp_path / "other/x.tar", [("other.jpg", b"other")])
+    with pytest.raises(SourceError, match="another dataset"):
+        async with led(tmp_path, root=tmp_path / "other", **at("other")):
+            pass
