@@ -32,6 +32,8 @@ STALL_TESTS: Final = (
 LINKS: Final = "shared/caption_flow/places/links.py"
 LINK_TESTS: Final = ("tests/integration/places/test_links.py",)
 HUB_TESTS: Final = ("tests/e2e/test_hub_datasets.py",)
+TAR_TESTS: Final = ("tests/integration/orchestrator/test_tars.py",)
+OBJECT_TESTS: Final = ("tests/integration/places/test_objects.py",)
 OUTBOX_TESTS: Final = ("tests/unit/worker/test_outbox.py", "tests/property/test_outbox.py")
 
 
@@ -57,6 +59,17 @@ def _storage(name: str, promise: str, module: str, old: str, new: str) -> Mutant
 
 def _place(name: str, promise: str, module: str, old: str, new: str) -> Mutant:
     return Mutant(name, promise, f"shared/caption_flow/places/{module}.py", old, new, PLACES_TESTS)
+
+
+def _tars(name: str, promise: str, module: str, old: str, new: str) -> Mutant:
+    return Mutant(
+        name,
+        promise,
+        f"orchestrator/caption_flow/orchestrator/sources/{module}.py",
+        old,
+        new,
+        TAR_TESTS,
+    )
 
 
 def _outbox(name: str, promise: str, old: str, new: str) -> Mutant:
@@ -830,5 +843,49 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
         "if facts is None or not is_same:",
         "if True:",
         HUB_TESTS,
+    ),
+    _tars(
+        "another tar under the same name",
+        "captions never go to other images because a tar was replaced",
+        "tars",
+        "if index.digest != known.digest:",
+        "if index.digest == '':",
+    ),
+    _tars(
+        "index is not kept",
+        "a run that goes on opens no tar again",
+        "tar_shelf",
+        "written.replace(path)",
+        "written.unlink()",
+    ),
+    _tars(
+        "webshart index of another tar",
+        "an index is taken only for the very tar that it is about",
+        "tar_index",
+        "if named != size:",
+        "if named == -1:",
+    ),
+    _tars(
+        "cut image",
+        "an image that a tar ends within is a typed row",
+        "tars",
+        "if sample.image.offset + sample.image.length > facts.size:",
+        "if sample.image.offset > facts.size:",
+    ),
+    Mutant(
+        "object of another size",
+        "an object that changed since it was listed gives no image",
+        "shared/caption_flow/places/objects.py",
+        "if size is not None and whole != size:",
+        "if size == -1:",
+        OBJECT_TESTS,
+    ),
+    Mutant(
+        "body that breaks off",
+        "what breaks off is asked for again, ETag or not",
+        "shared/caption_flow/places/objects.py",
+        "on=_BrokenOffError,",
+        "on=ZeroDivisionError,",
+        OBJECT_TESTS,
     ),
 )

@@ -492,7 +492,8 @@ class Orchestrator:
         """See `Leader`."""
         found = await asyncio.to_thread(self._source.describe, shard, [item])
         if not found or found[0].place is None:
-            return Image(lease, item, error="the item is not in the dataset")
+            reason = found[0].reason if found else ""
+            return Image(lease, item, error=reason or "the item is not in the dataset")
         try:
             payload = await self._places.read(found[0].place)
         except (NotHereError, PlaceError) as error:

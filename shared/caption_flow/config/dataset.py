@@ -44,7 +44,9 @@ class DatasetConfig(Section):
         json_schema_extra={INFERRED: "from `type`"},
     )
     dataset_path: Text = Field(
-        description="Folder, hub id (`org/name`), or location of the tar shards."
+        description="Folder, hub id (`org/name`), or where the tar shards are: a folder, a tar, or "
+        "`http(s)://`, `s3://`, `hf://`, with `{000..123}`, `{a,b}` and, but for HTTP, `*`; `::` "
+        "between several."
     )
     name: str | None = Field(default=None, description="What people call the dataset.")
     version: str | None = Field(default=None, description="What people call this state of it.")

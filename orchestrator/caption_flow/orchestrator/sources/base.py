@@ -56,7 +56,7 @@ class Item:
 
     ``key`` is its stable identity in the dataset, ``path`` its file within it, as bytes; an item
     without a key goes by its path. ``place`` is None if only the source's machine could read it
-    and cannot. ``columns`` are values of the dataset's own columns.
+    and cannot; ``reason`` says why. ``columns`` are values of the dataset's own columns.
     """
 
     index: int
@@ -65,6 +65,7 @@ class Item:
     path: bytes | None = None
     url: str | None = None
     columns: Mapping[str, Any] | None = None
+    reason: str = ""
 
 
 @dataclass(frozen=True, slots=True)

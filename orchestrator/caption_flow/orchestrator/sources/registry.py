@@ -11,6 +11,7 @@ _HERE: Final = "caption_flow.orchestrator.sources"
 _SOURCES: Final = {
     "local_filesystem": (f"{_HERE}.local", "LocalSource"),
     "huggingface_datasets": (f"{_HERE}.hub", "HubSource"),
+    "webdataset": (f"{_HERE}.tars", "TarSource"),
 }
 
 

@@ -1,0 +1,207 @@
+"""What is in a tar, sample by sample, and where in it: read once, then kept in a compact file.
+
+Samples are grouped as WebDataset does: members that follow each other and have the same path up to
+the first dot of its last part. Blocking; knows nothing of where a tar lies.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import tarfile
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from hashlib import blake2b
+from typing import IO, Any, Final, cast
+
+import msgspec
+
+from caption_flow.orchestrator.sources.scan import IMAGE_SUFFIXES
+from caption_flow.storage.schema import readable_path
+
+_TEXT_SUFFIXES: Final = frozenset({"json", "txt", "cls"})
+_IMAGE_SUFFIXES: Final = frozenset(suffix.decode().removeprefix(".") for suffix in IMAGE_SUFFIXES)
+_META: Final = re.compile(r"__[^/]*__($|/)")
+"""Members that describe the whole tar, which WebDataset passes over."""
+_MAGIC: Final = {
+    b"\x1f\x8b": "gzip",
+    b"BZh": "bzip2",
+    b"\xfd7zXZ": "xz",
+    b"\x28\xb5\x2f\xfd": "zstd",
+}
+_BLOCK: Final = 512
+
+
+class TarError(Exception):
+    """A tar cannot be read as one; half a sentence that says why."""
+
+
+class Member(msgspec.Struct, frozen=True, array_like=True):
+    """A file in a tar: ``suffix`` is what follows the first dot of its name, in lower case."""
+
+    name: str
+    suffix: str
+    offset: int
+    length: int
+
+
+class Sample(msgspec.Struct, frozen=True, array_like=True):
+    """One item: its image, or None, and the members that give columns; the other suffixes."""
+
+    key: str
+    image: Member | None
+    texts: tuple[Member, ...] = ()
+    others: tuple[str, ...] = ()
+
+
+class Index(msgspec.Struct, frozen=True, array_like=True):
+    """The samples of a tar of ``size`` bytes, in its order.
+
+    ``trouble`` says what of it could not be read, or is empty.
+    """
+
+    size: int
+    samples: tuple[Sample, ...]
+    trouble: str = ""
+
+    @property
+    def digest(self) -> str:
+        """Tell two layouts apart: other names, places or lengths are another digest."""
+        return blake2b(msgspec.msgpack.encode(self), digest_size=12).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    name: str
+    offset: int
+    length: int
+
+
+def index_tar(file: IO[bytes], size: int) -> Index:
+    """Read the headers of a tar of ``size`` bytes in one pass.
+
+    What can no longer be read after a damaged place is left out, and said in ``trouble``.
+
+    Raises:
+        TarError: it is none, or is compressed.
+        OSError: reading fails.
+    """
+    head = file.read(_BLOCK)
+    file.seek(0)
+    for magic, name in _MAGIC.items():
+        if head.startswith(magic):
+            raise TarError(f"is compressed ({name}): single images in it cannot be read, unpack it")
+    if not head:
+        raise TarError("is empty")
+    troubles: list[str] = []
+    samples = tuple(_samples(_entries(file, size, troubles), size))
+    return Index(size, samples, "; ".join(troubles))
+
+
+def _entries(file: IO[bytes], size: int, troubles: list[str]) -> Iterator[_Entry]:
+    """Yield the files of a tar; one that is cut short is the last."""
+    try:
+        tar = tarfile.open(fileobj=file, mode="r:", errors="surrogateescape")  # noqa: SIM115
+    except tarfile.TarError as error:
+        raise TarError(f"is no tar: {error}") from error
+    sparse = 0
+    try:
+        while (member := tar.next()) is not None:
+            cast("Any", tar).members.clear()  # it keeps every one otherwise
+            if member.issparse():
+                sparse += 1
+            elif member.isreg():
+                yield _Entry(member.name, member.offset_data, member.size)
+    except tarfile.TarError:
+        pass  # what it means is told by where it stopped
+    if sparse:
+        troubles.append(f"{sparse} sparse files in it cannot be read")
+    end = _trouble_at(file, tar.offset, size)
+    if end:
+        troubles.append(end)
+
+
+def _trouble_at(file: IO[bytes], offset: int, size: int) -> str:
+    """Say what is wrong with the place where a tar's members end; nothing if it is the end."""
+    if offset > size:
+        return f"it is cut short: it has {size} bytes and its last file would end later"
+    file.seek(offset)
+    block = file.read(_BLOCK)
+    if not block.strip(b"\0"):
+        return ""
+    if len(block) < _BLOCK:
+        return f"it is cut short at byte {offset}"
+    return f"it is damaged at byte {offset}: what follows is not read"
+
+
+def _samples(entries: Iterable[_Entry], size: int) -> Iterator[Sample]:
+    key: str | None = None
+    members: list[Member] = []
+    for entry in entries:
+        found = _split(entry.name)
+        if found is None:
+            continue
+        if found[0] != key:
+            if key is not None:
+                yield _sample(key, members, size)
+            key, members = found[0], []
+        members.append(Member(_readable(entry.name), found[1], entry.offset, entry.length))
+    if key is not None:
+        yield _sample(key, members, size)
+
+
+def _split(name: str) -> tuple[str, str] | None:
+    """Return key and suffix of a member; None if it belongs to no sample."""
+    name = name.removeprefix("./")
+    folder, slash, base = name.rpartition("/")
+    stem, dot, suffix = base.partition(".")
+    if not stem or not dot or _META.match(name):
+        return None
+    return folder + slash + stem, suffix.lower()
+
+
+def _sample(key: str, members: list[Member], size: int) -> Sample:
+    image: Member | None = None
+    texts, others = [], []
+    for member in members:
+        last = member.suffix.rpartition(".")[2]
+        if image is None and last in _IMAGE_SUFFIXES:
+            image = member
+        elif last in _TEXT_SUFFIXES and member.offset + member.length <= size:
+            texts.append(member)
+        else:
+            others.append(member.suffix)
+    return Sample(_readable(key), image, tuple(texts), tuple(others))
+
+
+def _readable(name: str) -> str:
+    return readable_path(os.fsencode(name))
+
+
+def index_from_webshart(data: bytes, size: int) -> Index:
+    """Take an index from webshart's JSON about a tar of ``size`` bytes.
+
+    ``{"filesize": N, "files": {"name.jpg": {"offset": N, "length": N, ...}, ...}, ...}``, with
+    offsets of the data, not of headers.
+
+    Raises:
+        TarError: it is no such JSON, or about another tar.
+    """
+    try:
+        found = cast("dict[str, Any]", msgspec.json.decode(data))
+        files = found["files"]
+        named = found.get("filesize", size)
+        entries = [
+            _Entry(str(name), int(facts["offset"]), int(facts["length"]))
+            for name, facts in files.items()
+        ]
+    except (msgspec.MsgspecError, KeyError, TypeError, ValueError, AttributeError) as error:
+        raise TarError(f"is no webshart index: {error!r}") from error
+    if named != size:
+        raise TarError(f"is about a tar of {named} bytes")
+    entries.sort(key=lambda entry: entry.offset)
+    if any(entry.offset < 0 or entry.length < 0 for entry in entries) or (
+        entries and entries[-1].offset + entries[-1].length > size
+    ):
+        raise TarError("names files beyond the tar's end")
+    return Index(size, tuple(_samples(entries, size)))
