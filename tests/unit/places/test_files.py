@@ -67,4 +67,4 @@ def test_what_is_no_file_is_not_here(file: Path, tmp_path: Path) -> None:
 async def test_a_reader_reads_files_off_the_loop(file: Path) -> None:
     reader = PlaceReader(threads=1)
     assert await reader.read(place_of(file, 1, 2)) == b"12"
-    reader.close()
+    await reader.close()
