@@ -528,6 +528,10 @@ class Orchestrator:
                     "contributor": link.contributor,
                     "stages": list(link.stages),
                     "leases": len(self._ledger.leases_of(link.session)),
+                    "images": {
+                        way: int(link.stats.get(f"read_{way}", 0))
+                        for way in ("here", "there", "served")
+                    },
                     "stats": dict(link.stats),
                 }
                 for link in self._conversations.links.values()
