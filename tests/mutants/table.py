@@ -21,7 +21,9 @@ STORAGE_TESTS: Final = (
     "tests/integration/storage/test_checkpoints.py",
     "tests/integration/storage/test_ownership.py",
     "tests/integration/storage/test_partials.py",
+    "tests/integration/storage/test_uncatalogued.py",
 )
+PLACES_TESTS: Final = ("tests/unit/places",)
 SERVICE_TESTS: Final = ("tests/integration/orchestrator/test_ending.py",)
 STALL_TESTS: Final = (
     "tests/unit/worker/test_silence.py",
@@ -48,6 +50,10 @@ def _ledger(name: str, promise: str, module: str, old: str, new: str) -> Mutant:
 
 def _storage(name: str, promise: str, module: str, old: str, new: str) -> Mutant:
     return Mutant(name, promise, f"{STORAGE}/{module}.py", old, new, STORAGE_TESTS)
+
+
+def _place(name: str, promise: str, module: str, old: str, new: str) -> Mutant:
+    return Mutant(name, promise, f"shared/caption_flow/places/{module}.py", old, new, PLACES_TESTS)
 
 
 def _outbox(name: str, promise: str, old: str, new: str) -> Mutant:
@@ -738,5 +744,47 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
         "supervision",
         "async with asyncio.timeout(self._restart_seconds):",
         "async with asyncio.timeout(None):",
+    ),
+    _storage(
+        "part forgets a folder's catalog",
+        "a file keeps its index for good",
+        "writes",
+        'item_index < ? AND NOT "',
+        'item_index < ? OR NOT "',
+    ),
+    _storage(
+        "items of parts stay known",
+        "the ledger does not grow with the dataset",
+        "writes",
+        "for shard, ranges in self.ranges.items() for span in ranges]",
+        "for shard, ranges in self.ranges.items() for span in ranges[:0]]",
+    ),
+    _storage(
+        "shard's facts are not renewed",
+        "a source finds again what it noted last",
+        "writes",
+        "facts = excluded.facts",
+        "facts = facts",
+    ),
+    _place(
+        "another file is read",
+        "a file counts as the one that was listed only if size and time agree",
+        "files",
+        "(found.st_size, found.st_mtime_ns) != (place.size, place.mtime_ns)",
+        "found.st_size != place.size",
+    ),
+    _place(
+        "part of a changed file is read",
+        "a part of a file is what was listed, or nothing",
+        "files",
+        "is_any_version=not place.offset and place.length is None",
+        "is_any_version=True",
+    ),
+    _place(
+        "end of a short file is passed on",
+        "bytes that are not there are no image",
+        "files",
+        "if len(data) != length:",
+        "if False:",
     ),
 )

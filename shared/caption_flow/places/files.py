@@ -27,7 +27,7 @@ def read_own_file(place: FilePlace) -> bytes:
     Raises:
         NotHereError: the file is gone, may not be read, or is not what a part of it was listed for.
     """
-    return _read(place, is_any_version=place.length is None)
+    return _read(place, is_any_version=not place.offset and place.length is None)
 
 
 def _read(place: FilePlace, *, is_any_version: bool) -> bytes:
