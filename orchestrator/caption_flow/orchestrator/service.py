@@ -693,7 +693,7 @@ class Orchestrator:
     async def _send_grant(
         self, link: Link, effect: ev.Grant, remembered: asyncio.Future[None]
     ) -> None:
-        found = await asyncio.to_thread(self._source.describe, effect.shard, effect.items)
+        found = await asyncio.to_thread(_describe, self._source, effect.shard, effect.items)
         if not self._source.catalogued:
             await self._store.write(
                 RememberItems(effect.shard, [_entry_of(item) for item in found])
@@ -760,6 +760,16 @@ class _Room:
             count = max(before, min(count, self._limit - others))
         self._counts[shard] = count
         return count
+
+
+def _describe(source: Source, shard: str, items: Sequence[int]) -> list[Item]:
+    """Have leased items described. Raises `SourceError` unless all are: a worker waits for all."""
+    found = list(source.describe(shard, items))
+    if [item.index for item in found] != list(items):
+        raise SourceError(
+            f"{type(source).__name__} describes {len(found)} of {len(items)} items of {shard}"
+        )
+    return found
 
 
 def _entry_of(item: Item) -> CatalogEntry:
