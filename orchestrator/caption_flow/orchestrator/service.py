@@ -100,7 +100,6 @@ log = structlog.get_logger()
 _TICK_SECONDS: Final = 0.5
 _PROGRESS_SECONDS: Final = 5.0
 _QUARANTINED: Final = "quarantined"
-_LARGEST_IMAGE: Final = MAX_FRAME_BYTES - 2**16
 _GRANT_BYTES: Final = MAX_FRAME_BYTES // 8
 """Texts of earlier stages in one message, about; a lease with more comes in several."""
 
@@ -497,13 +496,6 @@ class Orchestrator:
             payload = await self._places.read(found[0].place)
         except (NotHereError, PlaceError) as error:
             return Image(lease, item, error=f"its bytes cannot be read: {error}")
-        if len(payload) > _LARGEST_IMAGE:
-            return Image(
-                lease,
-                item,
-                error=f"the file is larger than {_LARGEST_IMAGE} bytes, more than can be sent to a "
-                "worker that does not see it",
-            )
         return Image(lease, item, payload)
 
     def report(self) -> dict[str, object]:
@@ -763,7 +755,7 @@ class _Room:
 
 
 def _describe(source: Source, shard: str, items: Sequence[int]) -> list[Item]:
-    """Have leased items described. Raises `SourceError` unless all are: a worker waits for all."""
+    """Have leased items described; all of them, or `SourceError`."""
     found = list(source.describe(shard, items))
     if [item.index for item in found] != list(items):
         raise SourceError(

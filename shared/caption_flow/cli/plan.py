@@ -85,7 +85,8 @@ class Plan:
     def check_folders(self) -> None:
         """End the command if results could not be written: else that would be found out last."""
         refuse_unwritable(self.data_dir, "--data-dir DIR puts the results elsewhere")
-        refuse_unwritable(self.destination, "--output DIR puts the texts elsewhere")
+        texts = ".txt files" if self.texts_file is None else "texts"
+        refuse_unwritable(self.destination, f"--output DIR puts the {texts} elsewhere")
 
 
 def note_on_recipe(config: OrchestratorConfig) -> str | None:
