@@ -39,6 +39,7 @@ from caption_flow.config.load import load_orchestrator
 from caption_flow.orchestrator.assembly import assemble
 from caption_flow.protocol.codec import decode_from_orchestrator, encode
 from caption_flow.protocol.messages import Fetch, Finished, Grant, Hello, Image, Message, Wait, Want
+from caption_flow.protocol.places import FilePlace
 from caption_flow.protocol.version import SUBPROTOCOL
 
 CLIENTS: Final = 4
@@ -52,7 +53,8 @@ spawn: Final = multiprocessing.get_context("spawn")
 
 def write_files(folder: Path, total: int) -> list[int]:
     """Write files of about ``total`` bytes in all; return their sizes."""
-    chance, sizes = random.Random(0), []
+    chance = random.Random(0)
+    sizes: list[int] = []
     while sum(sizes) < total:
         sizes.append(chance.randint(*SIZES))
         content = chance.randbytes(sizes[-1])
@@ -130,7 +132,7 @@ class Frames:
                 (length,) = struct.unpack(">H", self._stream.read(2))
             elif length == 127:
                 (length,) = struct.unpack(">Q", self._stream.read(8))
-            data = self._stream.read(length)
+            data: bytes = self._stream.read(length)
             if code == 0x82:
                 return data
             assert code == 0x89, f"frame {code:#x}"  # ping; a run is too short to be missed
@@ -150,7 +152,9 @@ def fetch_all(port: int, number: int, tell: Connection) -> None:
         match decode_from_orchestrator(frames.receive()):
             case Grant(leases):
                 for lease in leases:
-                    wanted += [(lease.lease, one.index, one.place.size) for one in lease.items]  # type: ignore[union-attr]
+                    for one in lease.items:
+                        assert isinstance(one.place, FilePlace)
+                        wanted.append((lease.lease, one.index, one.place.size))
                 frames.send(Want(1, width=1000, idle=1000))
             case Wait() | Finished():
                 more_to_come = False

@@ -125,8 +125,16 @@ class Outgoing:
             self._offset = 0
             self._images.popleft()
             _settle(handed_over)
-        piece = image.payload[begin:end]
-        return Image(image.lease, image.item, piece, image.error, begin, more)
+        # Not a copy: what is encoded is copied once more as it is.
+        piece = memoryview(image.payload)[begin:end]
+        return Image(
+            image.lease,
+            image.item,
+            piece,  # type: ignore[arg-type]  # encoded like bytes
+            image.error,
+            begin,
+            more,
+        )
 
 
 def _settle(future: asyncio.Future[None]) -> None:
