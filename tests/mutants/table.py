@@ -25,6 +25,7 @@ STORAGE_TESTS: Final = (
 )
 PLACES_TESTS: Final = ("tests/unit/places",)
 SERVICE_TESTS: Final = ("tests/integration/orchestrator/test_ending.py",)
+IMAGES_TESTS: Final = ("tests/integration/orchestrator/test_conversations.py",)
 STALL_TESTS: Final = (
     "tests/unit/worker/test_silence.py",
     "tests/integration/worker/test_pipeline.py",
@@ -662,6 +663,22 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
         "store",
         'int(read_meta(connection, "incarnation") or 0) + 1',
         'int(read_meta(connection, "incarnation") or 1)',
+    ),
+    Mutant(
+        "large images in one piece",
+        "acknowledgements do not wait for a large image",
+        "orchestrator/caption_flow/orchestrator/server/session.py",
+        "end = self._offset, self._offset + PIECE_BYTES",
+        "end = self._offset, self._offset + 2**26",
+        IMAGES_TESTS,
+    ),
+    Mutant(
+        "pieces of two connections joined",
+        "an image's bytes are those of one answer",
+        "worker/caption_flow/worker/core/fetches.py",
+        "        self._pieces.clear()\n",
+        "",
+        ("tests/unit/worker/test_fetches.py",),
     ),
     Mutant(
         "acknowledged before the commit",

@@ -100,7 +100,6 @@ log = structlog.get_logger()
 _TICK_SECONDS: Final = 0.5
 _PROGRESS_SECONDS: Final = 5.0
 _QUARANTINED: Final = "quarantined"
-_LARGEST_IMAGE: Final = MAX_FRAME_BYTES - 2**16
 _GRANT_BYTES: Final = MAX_FRAME_BYTES // 8
 """Texts of earlier stages in one message, about; a lease with more comes in several."""
 
@@ -498,13 +497,6 @@ class Orchestrator:
             payload = await self._places.read(found[0].place)
         except (NotHereError, PlaceError) as error:
             return Image(lease, item, error=f"its bytes cannot be read: {error}")
-        if len(payload) > _LARGEST_IMAGE:
-            return Image(
-                lease,
-                item,
-                error=f"the file is larger than {_LARGEST_IMAGE} bytes, more than can be sent to a "
-                "worker that does not see it",
-            )
         return Image(lease, item, payload)
 
     def report(self) -> dict[str, object]:
@@ -529,6 +521,10 @@ class Orchestrator:
                     "contributor": link.contributor,
                     "stages": list(link.stages),
                     "leases": len(self._ledger.leases_of(link.session)),
+                    "images": {
+                        way: int(link.stats.get(f"read_{way}", 0))
+                        for way in ("here", "there", "served")
+                    },
                     "stats": dict(link.stats),
                 }
                 for link in self._conversations.links.values()
@@ -690,7 +686,7 @@ class Orchestrator:
     async def _send_grant(
         self, link: Link, effect: ev.Grant, remembered: asyncio.Future[None]
     ) -> None:
-        found = await asyncio.to_thread(self._source.describe, effect.shard, effect.items)
+        found = await asyncio.to_thread(_describe, self._source, effect.shard, effect.items)
         if not self._source.catalogued:
             await self._store.write(
                 RememberItems(effect.shard, [_entry_of(item) for item in found])
@@ -757,6 +753,16 @@ class _Room:
             count = max(before, min(count, self._limit - others))
         self._counts[shard] = count
         return count
+
+
+def _describe(source: Source, shard: str, items: Sequence[int]) -> list[Item]:
+    """Have leased items described; all of them, or `SourceError`."""
+    found = list(source.describe(shard, items))
+    if [item.index for item in found] != list(items):
+        raise SourceError(
+            f"{type(source).__name__} describes {len(found)} of {len(items)} items of {shard}"
+        )
+    return found
 
 
 def _entry_of(item: Item) -> CatalogEntry:

@@ -5,14 +5,17 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import dataclass, field
 from itertools import islice
+from pathlib import Path
 from typing import Final
 
-from caption_flow.cli.failures import EXIT_OK
+from caption_flow.cli.dry_listing import look_through
+from caption_flow.cli.failures import EXIT_OK, usage_error
 from caption_flow.cli.folders import for_people
+from caption_flow.cli.outlook import SHOWN, Outlook
 from caption_flow.cli.plan import Plan, note_on_recipe
 from caption_flow.cli.stores import storage_failures
+from caption_flow.orchestrator.sources.base import SourceError
 from caption_flow.orchestrator.sources.local import SHARD, first_files, scan_options
 from caption_flow.orchestrator.sources.scan import FoundFile
 from caption_flow.recipe.stages import Recipe
@@ -22,30 +25,16 @@ from caption_flow.storage.reader import StorageReader
 from caption_flow.worker.core.placement import describe, place, takes_device
 from caption_flow.worker.core.slabs import SPOKEN
 
-_SHOWN_FILES: Final = 10
 _BATCH: Final = 1000
-
-
-@dataclass(slots=True)
-class Outlook:
-    """What a run would find: images to caption, done ones, and those that have a ``.txt``."""
-
-    wanted: int = 0
-    done: int = 0
-    left_out: int = 0
-    beyond_limit: int = 0
-    first: list[str] = field(default_factory=list)
-
-    @property
-    def total(self) -> int:
-        """Every image there is."""
-        return self.wanted + self.done + self.left_out + self.beyond_limit
 
 
 def dry_run(plan: Plan) -> int:
     """Print what a run would caption and ask; return the exit code."""
     with storage_failures(plan.data_dir):
-        outlook = look_ahead(plan)
+        try:
+            outlook = look_ahead(plan)
+        except SourceError as error:
+            usage_error(error)
         note = note_on_recipe(plan.config)
     for line in _report(plan, outlook):
         print(line)
@@ -55,10 +44,16 @@ def dry_run(plan: Plan) -> int:
 
 
 def look_ahead(plan: Plan) -> Outlook:
-    """Sort the images of a dataset as a run would."""
+    """Sort the images of a dataset as a run would. Raises `SourceError`, `StorageError`."""
+    if plan.folder is None:
+        return look_through(plan)
+    return _look_into(plan.folder, plan)
+
+
+def _look_into(folder: Path, plan: Plan) -> Outlook:
     known = _Known(plan)
     outlook = Outlook()
-    files = first_files(plan.dataset, scan_options(plan.config.dataset))
+    files = first_files(folder, scan_options(plan.config.dataset))
     with closing(known):
         while batch := list(islice(files, _BATCH)):
             indices = known.indices(batch)
@@ -80,7 +75,7 @@ def _count(outlook: Outlook, plan: Plan, known: _Known, file: FoundFile, index: 
             return
         known.listed += 1
     outlook.wanted += 1
-    if len(outlook.first) < _SHOWN_FILES:
+    if len(outlook.first) < SHOWN:
         outlook.first.append(for_people(os.fsdecode(file.path)))
 
 
@@ -117,12 +112,14 @@ class _Known:
 def _report(plan: Plan, outlook: Outlook) -> Iterator[str]:
     yield (
         f"Would caption {outlook.wanted:,} of the {outlook.total:,} images "
-        f"in {for_people(plan.dataset)}{':' if outlook.first else '.'}"
+        f"in {plan.dataset_name}{':' if outlook.first else '.'}"
     )
     for name in outlook.first:
         yield f"  {name}"
     if outlook.wanted > len(outlook.first):
         yield f"  … and {outlook.wanted - len(outlook.first):,} more"
+    if outlook.shards:
+        yield f"They are in {outlook.shards:,} shard{'s' if outlook.shards > 1 else ''}."
     if outlook.done:
         yield f"{outlook.done:,} are done already."
     if outlook.left_out:
@@ -135,8 +132,11 @@ def _report(plan: Plan, outlook: Outlook) -> Iterator[str]:
     yield f"Engine   {plan.engine}, {plan.workers}"
     if (models := _models(plan)) is not None:
         yield f"Models   {models}"
-    how = f"{plan.export_column}, --existing {plan.existing}"
-    yield f"Texts    {for_people(plan.destination)} ({how})"
+    if plan.texts_file is None:
+        how = f"{plan.export_column}, --existing {plan.existing}"
+        yield f"Texts    {for_people(plan.destination)} ({how})"
+    else:
+        yield f"Texts    {for_people(plan.texts_file)}"
     yield f"Results  {for_people(plan.data_dir)}"
 
 

@@ -10,7 +10,9 @@ import signal
 import sqlite3
 import sys
 import time
-from collections.abc import Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator
+from functools import partial
+from pathlib import Path
 from typing import Any, Final
 
 import uvloop
@@ -32,6 +34,7 @@ from caption_flow.storage.contents import Selection, StorageContents
 from caption_flow.storage.errors import StorageError
 from caption_flow.storage.exported import Exported, exported_from
 from caption_flow.storage.exporter.errors import ExportError
+from caption_flow.storage.exporter.jsonl import export_jsonl
 from caption_flow.storage.exporter.report import ExportReport
 from caption_flow.storage.exporter.txt import export_txt
 from caption_flow.storage.reader import StorageReader
@@ -79,7 +82,7 @@ class LocalRun:
                 plan.config,
                 [("worker", "local", token)],
                 limit=plan.limit,
-                skip=plan.has_caption if plan.existing == "skip" else None,
+                skip=plan.skip,
                 # They were children of the process before us and ended with it.
                 resume_leases=False,
             )
@@ -214,7 +217,7 @@ class LocalRun:
         plan = self._plan
         models = ", ".join(dict.fromkeys(stage.model for stage in plan.config.recipe().stages))
         with_what = models if plan.engine != "synthetic" else f"the {plan.engine} engine"
-        what = f"Captioning {for_people(plan.dataset)} with {with_what}: {plan.workers}"
+        what = f"Captioning {plan.dataset_name} with {with_what}: {plan.workers}"
         return f"{what}, logs in {for_people(plan.data_dir / 'logs')}"
 
     def _moment(self, leader: Orchestrator) -> Moment:
@@ -230,28 +233,43 @@ class LocalRun:
     def _export(self) -> ExportReport | None:
         plan = self._plan
         try:
-            with contextlib.closing(StorageReader(plan.data_dir)) as reader:
-                if not reader.columns:
-                    return None
-                contents = StorageContents.reading(
-                    Selection(lambda: PresentRows(plan.data_dir, plan.dataset)),
-                    columns=list(reader.columns),
-                    output_fields=list(reader.output_fields),
-                    total_rows=reader.count_rows(),
-                )
-            with self._earlier_texts() as earlier:
-                return export_txt(
-                    contents,
-                    plan.destination,
-                    export_column=plan.export_column,
-                    existing=plan.existing,  # type: ignore[arg-type]  # one of the three by its enum
-                    earlier=earlier,
-                )
+            if plan.texts_file is not None:
+                contents = self._contents(partial(StorageReader, plan.data_dir))
+                return None if contents is None else export_jsonl(contents, plan.texts_file)
+            return self._export_texts(plan.folder or plan.destination)
         except (ExportError, StorageError, OSError) as error:
             raise CommandFailed(
-                f"the captions are safe in {for_people(plan.data_dir)}, but the .txt files "
+                f"the captions are safe in {for_people(plan.data_dir)}, but the "
+                f"{'.txt files' if plan.texts_file is None else 'texts'} "
                 f"could not all be written: {error}"
             ) from error
+
+    def _contents(self, read: Callable[[], StorageReader]) -> StorageContents | None:
+        """Return the run's rows, as ``read`` has them; None if there are none yet."""
+        with contextlib.closing(StorageReader(self._plan.data_dir)) as reader:
+            if not reader.columns:
+                return None
+            return StorageContents.reading(
+                Selection(read),
+                columns=list(reader.columns),
+                output_fields=list(reader.output_fields),
+                total_rows=reader.count_rows(),
+            )
+
+    def _export_texts(self, folder: Path) -> ExportReport | None:
+        """Write a ``.txt`` for each image that is still in a folder."""
+        plan = self._plan
+        contents = self._contents(partial(PresentRows, plan.data_dir, folder))
+        if contents is None:
+            return None
+        with self._earlier_texts() as earlier:
+            return export_txt(
+                contents,
+                plan.destination,
+                export_column=plan.export_column,
+                existing=plan.existing,  # type: ignore[arg-type]  # one of the three by its enum
+                earlier=earlier,
+            )
 
     @contextlib.contextmanager
     def _earlier_texts(self) -> Iterator[Exported | None]:

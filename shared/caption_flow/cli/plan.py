@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from caption_flow.cli.folders import for_people, refuse_unwritable
+from caption_flow.config.dataset import LOCAL
 from caption_flow.config.orchestrator import OrchestratorConfig
 
 
@@ -31,14 +32,21 @@ class Plan:
     gpus: Sequence[str | None]
     output: Path | None
     existing: str
+    """What to do about a folder's images that have a ``.txt``; other datasets have none."""
     export_column: str
     limit: int | None
     owner_options: Mapping[str, Any] = field(default_factory=dict)
 
     @property
-    def dataset(self) -> Path:
-        """The folder of images."""
-        return Path(self.config.dataset.dataset_path)
+    def folder(self) -> Path | None:
+        """The folder of images, if the dataset is one: then texts go beside them."""
+        dataset = self.config.dataset
+        return Path(dataset.dataset_path) if dataset.processor_type == LOCAL else None
+
+    @property
+    def dataset_name(self) -> str:
+        """The dataset as people are told of it, on one line."""
+        return for_people(self.folder or self.config.dataset.dataset_path)
 
     @property
     def data_dir(self) -> Path:
@@ -47,8 +55,18 @@ class Plan:
 
     @property
     def destination(self) -> Path:
-        """Where the ``.txt`` files go."""
-        return self.output or self.dataset
+        """The folder for the ``.txt`` files, or for the one file of texts (`texts_file`)."""
+        return self.output or self.folder or self.data_dir / "exports"
+
+    @property
+    def texts_file(self) -> Path | None:
+        """The file that has all texts of a dataset that is no folder of images."""
+        return None if self.folder else self.destination / "captions.jsonl"
+
+    @property
+    def skip(self) -> Callable[[bytes], bool] | None:
+        """Which files to leave out, by their path within the dataset; None for none."""
+        return self.has_caption if self.folder and self.existing == "skip" else None
 
     def has_caption(self, path: bytes) -> bool:
         """Tell whether an image's ``.txt`` is there already; ``path`` is within the dataset."""
@@ -67,7 +85,8 @@ class Plan:
     def check_folders(self) -> None:
         """End the command if results could not be written: else that would be found out last."""
         refuse_unwritable(self.data_dir, "--data-dir DIR puts the results elsewhere")
-        refuse_unwritable(self.destination, "--output DIR puts the .txt files elsewhere")
+        texts = ".txt files" if self.texts_file is None else "texts"
+        refuse_unwritable(self.destination, f"--output DIR puts the {texts} elsewhere")
 
 
 def note_on_recipe(config: OrchestratorConfig) -> str | None:

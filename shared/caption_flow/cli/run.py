@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Final
@@ -78,7 +79,11 @@ def run(
     ] = None,
     output: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="Folder for the .txt files. [default: beside the images]"),
+        typer.Option(
+            metavar="DIR",
+            help="Folder for the .txt files, or for captions.jsonl if the dataset is no folder. "
+            "[default: beside the images; exports/ in the run's folder]",
+        ),
     ] = None,
     data_dir: Annotated[
         Path | None,
@@ -92,13 +97,13 @@ def run(
         typer.Option(metavar="LIST", help="all, none, or numbers such as 0,2. [default: all]"),
     ] = None,
     existing: Annotated[
-        Existing,
+        Existing | None,
         typer.Option(
             metavar="HOW",
-            help="Images that have a .txt already: skip leaves them out, overwrite replaces it, "
-            "append adds to it.",
+            help="Images of a folder that have a .txt already: skip leaves them out, overwrite "
+            "replaces it, append adds to it. [default: skip]",
         ),
-    ] = Existing.SKIP,
+    ] = None,
     export_column: Annotated[
         str | None,
         typer.Option(
@@ -120,9 +125,10 @@ def run(
     ] = False,
     verbose: Annotated[bool, typer.Option("--verbose", help="Log more.")] = False,
 ) -> None:
-    """Caption a folder of images, everything on this machine.
+    """Caption a folder of images, or another dataset, everything on this machine.
 
-    Starts an orchestrator and one worker per GPU, and writes a .txt beside each image. Results are
+    Starts an orchestrator and one worker per GPU, and writes a .txt beside each image, or, where
+    the dataset of --config is no folder, captions.jsonl. Results are
     kept as Parquet in a folder beside the dataset, so that running the same command again goes on
     where it stopped, and does nothing when everything is done. Ctrl-C stops cleanly; a second one
     at once.
@@ -160,12 +166,23 @@ def run(
         worker_secrets=_worker_secrets(workers, api_key),
         gpus=_gpus(gpus, kind, workers, loaded),
         output=output,
-        existing=existing.value,
+        existing=(existing or Existing.SKIP).value,
         export_column=export_column or recipe.stages[-1].output_field,
         limit=limit,
         owner_options=workers.config.vllm.engine_keys(),
     )
+    if plan.folder is None:
+        _refuse_what_is_for_folders({"--existing": existing, "--export-column": export_column})
     raise typer.Exit(_carry_out(plan, dry_run_only))
+
+
+def _refuse_what_is_for_folders(options: Mapping[str, object]) -> None:
+    for option, given in options.items():
+        if given is not None:
+            usage_error(
+                f"{option} is about the .txt files beside the images of a folder; this dataset is "
+                "none, and its texts all go into captions.jsonl"
+            )
 
 
 def _carry_out(plan: Plan, dry_run_only: bool) -> int:

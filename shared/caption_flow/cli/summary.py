@@ -68,7 +68,7 @@ def look_at_rows(plan: Plan) -> Findings:
     """Go over a run's rows. Raises `StorageError`."""
     findings = Findings()
     ours = plan.config.recipe().fingerprint
-    columns = ["filename", "status", "error", "recipe", "flags"]
+    columns = ["filename", "url", "item_key", "status", "error", "recipe", "flags"]
     with closing(StorageReader(plan.data_dir)) as reader:
         for batch in reader.batches(None, columns) if reader.columns else ():
             of_others = pc.sum(pc.not_equal(batch.column("recipe"), ours)).as_py()
@@ -79,7 +79,8 @@ def look_at_rows(plan: Plan) -> Findings:
             failed = batch.filter(pc.equal(batch.column("status"), "failed"))
             room = _SHOWN_FAILURES - len(findings.failures)
             for row in failed.slice(0, room).to_pylist():
-                failure = Failure(for_people(row["filename"] or ""), for_people(row["error"]))
+                name = row["filename"] or row["item_key"] or row["url"] or ""
+                failure = Failure(for_people(name), for_people(row["error"]))
                 findings.failures.append(failure)
     return findings
 
@@ -100,7 +101,8 @@ def summary(
     if outcome.left_out:
         yield _line("left out", f"{outcome.left_out:,} have a .txt already (see --existing)")
     if report is not None:
-        yield _line("texts", f"{for_people(plan.destination)}  ({report.summary()})")
+        where = plan.texts_file or plan.destination
+        yield _line("texts", f"{for_people(where)}  ({report.summary()})")
     if progress.done:
         yield _line("results", f"{for_people(plan.data_dir / 'captions')}  (Parquet)")
     if outcome.new or outcome.problem is not None:

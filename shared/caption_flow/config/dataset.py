@@ -2,29 +2,46 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Annotated, Any, Final
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
+from pydantic_core import PydanticKnownError
 
+from caption_flow.config.plugins import plugged_in, plugged_in_kinds
 from caption_flow.config.section import INFERRED, FilePath, Section, Text, Texts, unused
 
-SourceKind = Literal["local_filesystem", "huggingface_datasets", "webdataset"]
+LOCAL: Final = "local_filesystem"
+"""The `processor_type` of a folder of images."""
 
-_SOURCE_OF_TYPE: Final[dict[str, SourceKind]] = {
+_SOURCE_OF_TYPE: Final[Mapping[str, str]] = {
     "huggingface": "huggingface_datasets",
     "local_filesystem": "local_filesystem",
-    "local": "local_filesystem",
     "webdataset": "webdataset",
+    "local": "local_filesystem",
 }
 _TYPE_OF_SOURCE: Final = {
     "huggingface_datasets": "huggingface",
     "local_filesystem": "local_filesystem",
     "webdataset": "webdataset",
 }
+_OLDER: Final = "huggingface_webdataset"
 _OVER_THE_CONNECTION: Final = (
     "images travel over the workers' own connection, so no second server is started"
 )
+
+
+def _known(kind: str, ours: Mapping[str, str]) -> str:
+    """Return a kind that we or an installed package can read; complain as a list of choices."""
+    if kind in ours or plugged_in(kind) is not None:
+        return kind
+    *first, last = [repr(name) for name in (*ours, *plugged_in_kinds())]
+    raise PydanticKnownError("literal_error", {"expected": f"{', '.join(first)} or {last}"})
+
+
+DatasetType = Annotated[str, AfterValidator(lambda kind: _known(kind, _SOURCE_OF_TYPE))]
+SourceKind = Annotated[str, AfterValidator(lambda kind: _known(kind, _TYPE_OF_SOURCE))]
 
 
 class DatasetConfig(Section):
@@ -33,14 +50,15 @@ class DatasetConfig(Section):
     `type` says where it comes from; `processor_type`, which source reads it, follows from it.
     """
 
-    type: Literal["huggingface", "local_filesystem", "webdataset", "local"] = Field(
-        description="Where the images are: a folder (`local` is the same as `local_filesystem`), "
-        "a dataset on the hub, or tar shards."
+    type: DatasetType = Field(
+        description="Where the images are: `local_filesystem`, a folder (`local` is the same); "
+        "`huggingface`, a dataset on the hub; `webdataset`, tar shards; or the name of an "
+        "installed source (see docs/sources.md)."
     )
     processor_type: SourceKind = Field(
-        default="local_filesystem",
-        description="Source that reads the dataset. The older `huggingface_webdataset` counts as "
-        "not set.",
+        default=LOCAL,
+        description="Source that reads the dataset: `local_filesystem`, `huggingface_datasets`, "
+        "`webdataset` or an installed one. The older `huggingface_webdataset` counts as not set.",
         json_schema_extra={INFERRED: "from `type`"},
     )
     dataset_path: Text = Field(
@@ -106,7 +124,7 @@ class DatasetConfig(Section):
         _infer_source(raw)
         _infer_split(raw)
         path = raw.get("dataset_path")
-        if raw.get("processor_type") == "local_filesystem" and isinstance(path, str):
+        if raw.get("processor_type") == LOCAL and isinstance(path, str):
             raw["dataset_path"] = _expand_home(path)
         return raw
 
@@ -114,14 +132,19 @@ class DatasetConfig(Section):
 def _infer_source(raw: dict[str, Any]) -> None:
     """Fill in `type` and `processor_type` from each other."""
     source = raw.get("processor_type")
-    if source in (None, "huggingface_webdataset"):
-        inferred = _SOURCE_OF_TYPE.get(str(raw.get("type")))
+    if source in (None, _OLDER):
+        kind = raw.get("type")
+        inferred = _SOURCE_OF_TYPE.get(str(kind))
+        if inferred is None and isinstance(kind, str) and plugged_in(kind) is not None:
+            inferred = kind
         if inferred is not None:
             raw["processor_type"] = inferred
         elif source is None:
             raw.pop("processor_type", None)
     elif "type" not in raw and source in _TYPE_OF_SOURCE:
         raw["type"] = _TYPE_OF_SOURCE[source]
+    elif "type" not in raw and isinstance(source, str) and plugged_in(source) is not None:
+        raw["type"] = source
 
 
 def _infer_split(raw: dict[str, Any]) -> None:

@@ -227,12 +227,18 @@ class Recall(Message, frozen=True, tag="recall"):
 
 
 class Image(Message, frozen=True, tag="image"):
-    """The bytes of one item asked for with `Fetch`, or the reason why there are none."""
+    """The bytes of one item asked for with `Fetch`, or the reason why there are none.
+
+    Large ones come in pieces, in order, so that other messages need not wait for the whole:
+    ``offset`` is where in the whole a piece begins; all but the last say that there is ``more``.
+    """
 
     lease: int
     item: Index
     payload: bytes = b""
     error: str = ""
+    offset: Index = 0
+    more: bool = False
 
 
 class RecipeChanged(Message, frozen=True, tag="recipe"):

@@ -154,14 +154,9 @@ def _read_snapshot(connection: Connection) -> Snapshot:
             "FROM leases",
         )
     ]
-    shards = "SELECT shard, count, facts FROM shards"
-    if "facts" not in columns_of(connection, "shards"):
-        shards = "SELECT shard, count, '' FROM shards"
     keys = [key for (key,) in _query(connection, "SELECT key FROM meta")]
     return Snapshot(
-        shards={
-            shard: KnownShard(count, facts) for shard, count, facts in _query(connection, shards)
-        },
+        shards=known_shards(connection),
         terminal=terminal,
         leases=leases,
         totals=dict(totals),
@@ -172,6 +167,13 @@ def _read_snapshot(connection: Connection) -> Snapshot:
             for stage, shards in between_stages(connection).items()
         },
     )
+
+
+def known_shards(connection: Connection) -> dict[str, KnownShard]:
+    """Return the shards listed so far; a ledger of an older release knows no facts of them."""
+    facts = "facts" if "facts" in columns_of(connection, "shards") else "''"
+    rows = _query(connection, f"SELECT shard, count, {facts} FROM shards")  # noqa: S608 - a constant
+    return {shard: KnownShard(count, known) for shard, count, known in rows}
 
 
 def _query(connection: Connection, sql: str) -> list[tuple[Any, ...]]:

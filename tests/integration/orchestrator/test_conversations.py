@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import random
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 from structlog.testing import capture_logs
 from websockets.exceptions import ConnectionClosed
 
+from caption_flow.protocol.codec import MAX_FRAME_BYTES
 from caption_flow.protocol.messages import (
     Ack,
     Fetch,
@@ -315,6 +317,13 @@ def content_of(path: bytes) -> bytes:
     return Path(path.decode()).read_bytes()
 
 
+def grow(path: bytes, size: int) -> bytes:
+    """Make a file larger and return what is in it then."""
+    content = random.Random(size).randbytes(size)
+    Path(path.decode()).write_bytes(content)
+    return content
+
+
 def remove(path: bytes) -> None:
     Path(path.decode()).unlink()
 
@@ -349,6 +358,31 @@ async def test_an_image_that_has_vanished_is_answered_with_the_reason(tmp_path: 
         assert image.payload == b""
         assert "No such file" in image.error
         assert (await worker.image(granted.lease, there.index)).payload
+
+
+async def test_an_acknowledgement_overtakes_a_large_image(tmp_path: Path) -> None:
+    """Also one that fits into no frame: it comes in pieces, and between any two others pass."""
+    async with led(tmp_path, images=8) as run:
+        worker = await run.join()
+        granted = await worker.lease()
+        large, other = granted.items[:2]
+        assert isinstance(large.place, FilePlace)
+        content = grow(large.place.path, MAX_FRAME_BYTES + 2**20)
+        await worker.send(Fetch(granted.lease, (large.index,)))
+        pieces = [await worker.expect(Image)]
+        await worker.report(granted.lease, [other.index])
+        # Nobody reads meanwhile, so that the image cannot be through before the row is on disk.
+        await until(lambda: other.index in run.rows())
+
+        before = len(worker.heard)
+        while pieces[-1].more:
+            pieces.append(await worker.expect(Image))
+        heard = [type(message) for message in worker.heard[before:]]
+        assert Ack in heard
+        assert heard.index(Ack) < len(heard) / 2
+        assert b"".join(piece.payload for piece in pieces) == content
+        sizes = [len(piece.payload) for piece in pieces]
+        assert [piece.offset for piece in pieces] == [sum(sizes[:n]) for n in range(len(sizes))]
 
 
 async def test_more_images_than_anybody_needs_at_once_are_refused(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from caption_flow.protocol.messages import Fetch, LeaseId
+from caption_flow.protocol.messages import Fetch, Image, LeaseId
 from caption_flow.worker.core.fetches import SILENCE_SECONDS, Fetches
 
 ONE, TWO = LeaseId(1), LeaseId(2)
@@ -58,3 +58,41 @@ def test_an_orchestrator_that_owes_images_and_sends_none_is_noticed() -> None:
     fetches.answered(ONE, 5, now=1000.0 + SILENCE_SECONDS * 0.9)
     assert not fetches.is_stuck(now=1000.0 + SILENCE_SECONDS * 1.5)
     assert fetches.is_stuck(now=1000.0 + SILENCE_SECONDS * 2)
+
+
+def test_pieces_of_an_image_become_one_and_each_of_them_is_a_sign_of_life() -> None:
+    fetches = fetches_of(5, 6)
+    fetches.due(now=0.0)
+
+    assert fetches.receive(Image(1, 5, b"ab", offset=0, more=True), now=50.0) is None
+    assert fetches.receive(Image(1, 6, b"other"), now=60.0) == Image(1, 6, b"other")
+    assert fetches.receive(Image(1, 5, b"cd", offset=2, more=True), now=100.0) is None
+    assert not fetches.is_stuck(now=100.0 + SILENCE_SECONDS - 1)
+    fetches.check()
+    assert fetches.receive(Image(1, 5, b"e", offset=4), now=101.0) == Image(1, 5, b"abcde")
+    assert fetches.in_flight == 0
+    fetches.check()
+
+
+def test_pieces_that_nobody_waits_for_are_not_kept() -> None:
+    fetches = fetches_of(5)
+    fetches.due(now=0.0)
+    fetches.receive(Image(1, 5, b"ab", offset=0, more=True), now=1.0)
+
+    fetches.drop(ONE, 5)
+
+    assert fetches.receive(Image(1, 5, b"cd", offset=2, more=True), now=2.0) is None
+    assert fetches.receive(Image(1, 5, b"e", offset=4), now=2.0) is None
+    fetches.check()
+
+
+def test_pieces_of_a_lost_connection_are_not_joined_with_those_of_the_next() -> None:
+    fetches = fetches_of(5)
+    fetches.due(now=0.0)
+    fetches.receive(Image(1, 5, b"ab", offset=0, more=True), now=1.0)
+
+    fetches.close()
+    fetches.open()
+    fetches.due(now=2.0)
+
+    assert fetches.receive(Image(1, 5, b"abc"), now=3.0) == Image(1, 5, b"abc")

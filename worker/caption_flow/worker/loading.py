@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import threading
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final, Literal, Protocol, TypeVar
 
@@ -37,6 +37,12 @@ Way = Literal["here", "there", "served"]
 HERE: Final[Way] = "here"
 THERE: Final[Way] = "there"
 SERVED: Final[Way] = "served"
+
+_SPOKEN: Final[Mapping[Way, str]] = {
+    HERE: "read from files that this machine sees",
+    THERE: "read where the dataset lies",
+    SERVED: "sent by the orchestrator",
+}
 
 FetchBytes = Callable[[Job], Awaitable[bytes]]
 """Asks the orchestrator; raises `ImageError` with what it answers when it has none either."""
@@ -156,6 +162,12 @@ class ImageLoader:
     def _decode(self, data: bytes) -> LoadedImage:
         with self._activity.at("decode"):
             return prepare(data)
+
+
+def ways_taken(ways: Mapping[Way, int]) -> str:
+    """Return one line for people about how images came; empty where none did."""
+    counted = [f"{ways[way]:,} {how}" for way, how in _SPOKEN.items() if ways.get(way)]
+    return f"images: {', '.join(counted)}" if counted else ""
 
 
 def _is_file(place: Place) -> bool:

@@ -68,7 +68,7 @@ from caption_flow.worker.draft import size_of
 from caption_flow.worker.engines.base import Engine, EngineError
 from caption_flow.worker.garage import Garage
 from caption_flow.worker.images.load import ImageError
-from caption_flow.worker.loading import MISSING, Activity, ImageLoader
+from caption_flow.worker.loading import MISSING, Activity, ImageLoader, ways_taken
 from caption_flow.worker.pipeline import (
     LOOK_AHEAD_BYTES,
     MAX_ATTEMPTS,
@@ -187,6 +187,10 @@ class Runtime:
     def starvation(self) -> str:
         """Return one line for people about the engine's emptiness; empty before it was loaded."""
         return "" if self._pipeline is None else self._pipeline.gauge.sentence()
+
+    def ways(self) -> str:
+        """Return one line for people about which way images came; empty where none did."""
+        return ways_taken(self._loader.ways)
 
     def progress(self) -> str:
         """Return the line that people and programs look for: ``step done/total``."""

@@ -134,8 +134,9 @@ def _exit_code(leave: Leave) -> int:
 
 def _last_word(runtime: Runtime, leave: Leave, code: int) -> None:
     """Log the line that programs look for: how far it got, or what went wrong."""
-    if starvation := runtime.starvation():
-        log.info(starvation)
+    for sentence in (runtime.starvation(), runtime.ways()):
+        if sentence:
+            log.info(sentence)
     if leave.outcome is Outcome.FAILED:
         line = f"Error: {' '.join(leave.sentence.split())}"
     elif code != EXIT_OK:

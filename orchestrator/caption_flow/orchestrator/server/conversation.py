@@ -224,9 +224,8 @@ class Conversations:
 
     async def _send_image(self, link: Link, lease: int, shard: str, item: int) -> None:
         async with link.reads:
-            link.outgoing.send(await self._leader.read_image(lease, shard, item))
             # One image at a time per slot: what is read waits in the socket, not in memory.
-            await link.outgoing.flush()
+            await link.outgoing.send_image(await self._leader.read_image(lease, shard, item))
 
     # ------------------------------------------------------------------ observers
 

@@ -24,6 +24,7 @@ from caption_flow.orchestrator.server.auth import (
     TokenTable,
     bearer_token,
 )
+from caption_flow.orchestrator.server.session import PIECE_BYTES
 from caption_flow.protocol.codec import MAX_FRAME_BYTES
 from caption_flow.protocol.version import SUBPROTOCOL, refusal
 
@@ -103,6 +104,7 @@ async def listen(
             ssl=tls,
             max_size=MAX_FRAME_BYTES,
             compression=None,
+            write_limit=2 * PIECE_BYTES,
             ping_interval=PING_SECONDS,
             ping_timeout=PONG_SECONDS,
             close_timeout=CLOSE_SECONDS,

@@ -1,7 +1,8 @@
 """One connection's outgoing side: a bounded queue in front of a socket that may be slow.
 
 Acknowledgements are not queued: only the highest one matters, and it goes first, so that results
-never wait behind images.
+never wait behind images. Images go last, and in pieces: whatever comes up meanwhile waits for one
+piece, not for a picture of many megabytes.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from caption_flow.protocol.codec import encode
 from caption_flow.protocol.messages import Ack, Image, Message
 
 _MOST_QUEUED: Final = 1024
+PIECE_BYTES: Final = 256 * 1024
 _LAST_WORDS_SECONDS: Final = 2.0
 _CLOSE_REASON_BYTES: Final = 120
 """A close frame holds 125 bytes, two of them the code (RFC 6455, section 5.5.1)."""
@@ -32,7 +34,9 @@ class Outgoing:
     def __init__(self, connection: ServerConnection) -> None:
         self._connection = connection
         self._messages: deque[Message] = deque()
-        self._images: deque[Image] = deque()
+        self._images: deque[tuple[Image, asyncio.Future[None]]] = deque()
+        self._offset = 0
+        """How much of the first image is sent."""
         self._acknowledged = 0
         self._announced = 0
         self._wake = asyncio.Event()
@@ -42,11 +46,26 @@ class Outgoing:
 
     def send(self, message: Message) -> None:
         """Queue a message; a peer that lets too many pile up is disconnected."""
-        queue = self._images if isinstance(message, Image) else self._messages
-        if len(queue) >= _MOST_QUEUED:
+        if isinstance(message, Image):
+            self.send_image(message)
+            return
+        if len(self._messages) >= _MOST_QUEUED:
             self._overflow()
         else:
-            queue.append(message)  # type: ignore[arg-type]  # images go to the queue of images
+            self._messages.append(message)
+        self._stir()
+
+    def send_image(self, image: Image) -> asyncio.Future[None]:
+        """Queue an image as `send` does; the future is done when the socket has all of it."""
+        handed_over = asyncio.get_running_loop().create_future()
+        if len(self._images) >= _MOST_QUEUED:
+            self._overflow()
+        else:
+            self._images.append((image, handed_over))
+        self._stir()
+        return handed_over
+
+    def _stir(self) -> None:
         self._idle.clear()
         self._wake.set()
 
@@ -63,8 +82,7 @@ class Outgoing:
     def acknowledge(self, seq: int) -> None:
         """Tell the peer that its batches up to ``seq`` are durable."""
         self._acknowledged = max(self._acknowledged, seq)
-        self._idle.clear()
-        self._wake.set()
+        self._stir()
 
     async def flush(self) -> None:
         """Wait until everything queued has been handed to the socket."""
@@ -84,6 +102,8 @@ class Outgoing:
             pass  # whoever reads from the connection learns of it, too, and cleans up
         finally:
             self._idle.set()
+            for _, handed_over in self._images:
+                _settle(handed_over)
 
     def _next(self) -> bytes | None:
         if self._acknowledged > self._announced:
@@ -92,8 +112,34 @@ class Outgoing:
         if self._messages:
             return encode(self._messages.popleft())
         if self._images:
-            return encode(self._images.popleft())
+            return encode(self._next_piece())
         return None
+
+    def _next_piece(self) -> Image:
+        image, handed_over = self._images[0]
+        begin, end = self._offset, self._offset + PIECE_BYTES
+        more = end < len(image.payload)
+        if more:
+            self._offset = end
+        else:
+            self._offset = 0
+            self._images.popleft()
+            _settle(handed_over)
+        # Not a copy: what is encoded is copied once more as it is.
+        piece = memoryview(image.payload)[begin:end]
+        return Image(
+            image.lease,
+            image.item,
+            piece,  # type: ignore[arg-type]  # encoded like bytes
+            image.error,
+            begin,
+            more,
+        )
+
+
+def _settle(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
 
 
 async def close(connection: ServerConnection, code: int, reason: str) -> None:

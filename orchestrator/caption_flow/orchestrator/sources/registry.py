@@ -1,10 +1,16 @@
-"""Which source reads which kind of dataset. Each is imported when it is asked for."""
+"""Which source reads which kind of dataset. Each is imported when it is asked for.
+
+Kinds that are not here are looked for among those that installed packages bring: see
+``docs/sources.md``.
+"""
 
 from __future__ import annotations
 
 from importlib import import_module
+from importlib.metadata import EntryPoint
 from typing import Final
 
+from caption_flow.config.plugins import plugged_in
 from caption_flow.orchestrator.sources.base import Source, SourceError
 
 _HERE: Final = "caption_flow.orchestrator.sources"
@@ -17,6 +23,8 @@ _SOURCES: Final = {
 
 def source_for(kind: str) -> type[Source]:
     """Return the source that reads a kind of dataset. Raises `SourceError`."""
+    if kind not in _SOURCES and (plugged := plugged_in(kind)) is not None:
+        return _loaded(kind, plugged)
     if kind not in _SOURCES:
         raise SourceError(
             f"a dataset of the kind {kind} cannot be read by this release yet: "
@@ -25,3 +33,17 @@ def source_for(kind: str) -> type[Source]:
     module, name = _SOURCES[kind]
     source: type[Source] = getattr(import_module(module), name)
     return source
+
+
+def _loaded(kind: str, plugged: EntryPoint) -> type[Source]:
+    """Return the class that a package calls a source. Raises `SourceError`."""
+    try:
+        found = plugged.load()
+    except Exception as error:  # whatever somebody else's module does when it is imported
+        raise SourceError(
+            f"the source {kind} ({plugged.value}) cannot be imported: "
+            f"{type(error).__name__}: {error}"
+        ) from error
+    if not (isinstance(found, type) and issubclass(found, Source)):
+        raise SourceError(f"the source {kind} ({plugged.value}) is no subclass of Source")
+    return found

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Final
 
-from caption_flow.protocol.messages import Fetch, LeaseId
+from caption_flow.protocol.messages import Fetch, Image, LeaseId
 from caption_flow.worker.core.leases import Key
 
 IN_FLIGHT: Final = 16
@@ -23,6 +23,8 @@ class Fetches:
         self._limit = in_flight
         self._wanted: dict[Key, None] = {}
         self._asked: set[Key] = set()
+        self._pieces: dict[Key, list[bytes]] = {}
+        """What has come so far of images that come in pieces."""
         self._is_open = False
         self._moved_at = 0.0
 
@@ -39,6 +41,27 @@ class Fetches:
         """Forget an item: it is answered, or nobody wants it any more."""
         self._wanted.pop((lease, item), None)
         self._asked.discard((lease, item))
+        self._pieces.pop((lease, item), None)
+
+    def receive(self, image: Image, *, now: float) -> Image | None:
+        """Take an image or a piece of one; return the whole if that was the last of it.
+
+        Pieces of what is not asked for any more are dropped, and so is what does not follow on
+        from what came before.
+        """
+        self._moved_at = now
+        key = (LeaseId(image.lease), image.item)
+        pieces = self._pieces.get(key, [])
+        if image.offset != sum(map(len, pieces)):
+            return None
+        if image.more:
+            if key in self._asked:
+                self._pieces.setdefault(key, pieces).append(image.payload)
+            return None
+        self.answered(*key, now=now)
+        if not pieces:
+            return image
+        return Image(image.lease, image.item, b"".join([*pieces, image.payload]), image.error)
 
     def answered(self, lease: LeaseId, item: int, *, now: float) -> None:
         """Note that an item's bytes came, or the reason why there are none."""
@@ -53,6 +76,7 @@ class Fetches:
         """Note that the connection is gone; what it was asked, the next one will be asked."""
         self._is_open = False
         self._asked.clear()
+        self._pieces.clear()
 
     def keep_only(self, leases: Collection[int]) -> None:
         """Forget items of all other leases."""
@@ -78,3 +102,4 @@ class Fetches:
         """Assert the invariants; the `AssertionError` names the broken one."""
         assert self._asked <= self._wanted.keys(), "asked for what nobody wants"
         assert len(self._asked) <= self._limit, "too many questions"
+        assert self._pieces.keys() <= self._asked, "kept pieces of what is not asked for"

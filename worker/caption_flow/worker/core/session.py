@@ -261,7 +261,7 @@ class Session(Generic[R]):
         elif not ending.leaves:
             self._ending = self._ack_until = None
 
-    def _hear(  # noqa: C901 - one match over all messages is the point
+    def _hear(  # noqa: C901, PLR0912 - one match over all messages is the point
         self, message: OrchestratorMessage, effects: list[Effect[R]], now: float
     ) -> None:
         match message:
@@ -280,9 +280,9 @@ class Session(Generic[R]):
                 self._book.trim(LeaseId(lease), items)
             case Recall():
                 self._recall(effects)
-            case Image(lease, item):
-                self._fetches.answered(LeaseId(lease), item, now=now)
-                effects.append(Deliver(message))
+            case Image():
+                if (whole := self._fetches.receive(message, now=now)) is not None:
+                    effects.append(Deliver(whole))
             case RecipeChanged(recipe):
                 self._adopt(recipe, effects)
             case Drain():
