@@ -348,10 +348,19 @@ class Storm:
                 check_captions(rows, expected_captions(written))
             else:
                 check_rows(rows, written)
+            self._check_credits(rows)
         assert self.witness.acknowledged <= stored_items(self.fleet.data_dir)
         assert not items_between_stages(self.fleet.data_dir), "items have a row and a stage left"
         await self.fleet.verify()
         self._check_work_done_twice()
+
+    def _check_credits(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """No stage is credited to a worker that does not run it."""
+        runs = {post.name: post.stages for post in self._posts}
+        for row in rows:
+            for stage in row["stage_stats"]:
+                stages = runs[stage["worker"]]
+                assert not stages or stage["stage"] in stages, row
 
     def _check_work_done_twice(self) -> None:
         """A step is done once, and once more for each time it was in flight at a fault or shared.

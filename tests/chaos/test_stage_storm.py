@@ -55,7 +55,11 @@ async def test_a_run_with_its_stages_apart_survives_kills_and_broken_connections
         Fleet(tmp_path, vllm=RECIPE, **SETTINGS) as fleet,
         Storm(fleet, number, say, STAGES) as storm,
     ):
-        engine: dict[str, float] = {"latency_ms": 60, "latency_jitter": 0.5, "requests_in_flight": 4}
+        engine: dict[str, float] = {
+            "latency_ms": 60,
+            "latency_jitter": 0.5,
+            "requests_in_flight": 4,
+        }
         await storm.begin(engine, engine, engine, stages=[FIRST, SECOND, ALL])
         await storm.unleash(plan, pause_seconds=(0.1, 0.8))
         await storm.add_worker(FAST, FIRST)
@@ -81,7 +85,11 @@ async def test_a_long_run_with_its_stages_apart_survives_fifty_kills_and_more(
         Fleet(tmp_path, vllm=RECIPE, **SETTINGS) as fleet,
         Storm(fleet, number, say, STAGES) as storm,
     ):
-        engine: dict[str, float] = {"latency_ms": 200, "latency_jitter": 0.5, "requests_in_flight": 4}
+        engine: dict[str, float] = {
+            "latency_ms": 200,
+            "latency_jitter": 0.5,
+            "requests_in_flight": 4,
+        }
         await storm.begin(engine, engine, engine, engine, stages=[FIRST, SECOND, ALL, SECOND])
         await storm.unleash(plan, pause_seconds=(0.2, 4.0))
         await storm.add_worker(FAST, FIRST)

@@ -605,6 +605,13 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
         "return rows",
     ),
     _storage(
+        "stages credited to nobody",
+        "each stage of a row says who ran it",
+        "partials",
+        '"stage_stats": stats and [{**one, **names} for one in stats]',
+        '"stage_stats": stats and [{**one} for one in stats if names]',
+    ),
+    _storage(
         "rows of other items stored",
         "a row is stored for the item it was accepted for",
         "writes",
