@@ -394,7 +394,7 @@ class Orchestrator:
             f"step {now.done}/{now.total}",  # noqa: G004  -- the form is what counts
             captioned=now.captioned,
             failed=now.failed,
-            flagged=dict(self._flags),
+            **({"flagged": dict(self._flags)} if self._flags else {}),
             total=total,
             rate=f"{now.rate:.1f}/s",
             workers=now.workers,
