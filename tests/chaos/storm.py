@@ -7,10 +7,11 @@ orchestrator, before it is started again, all of that must be on disk.
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 import signal
 from collections import Counter
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Self
 
@@ -19,12 +20,13 @@ from tests.support.fleet import (
     Process,
     check_captions,
     expected_captions,
+    items_between_stages,
     rows_of_parts,
     stored_items,
     stored_rows,
     until,
 )
-from tests.support.proxy import Proxy, Witness
+from tests.support.proxy import Proxy, Step, Witness
 
 LEASE_SECONDS: Final = 3.0
 SETTINGS: Final[dict[str, Any]] = {
@@ -35,6 +37,13 @@ SETTINGS: Final[dict[str, Any]] = {
     "max_attempts": 12,
     "storage": {"caption_buffer_size": 150, "checkpoint_interval": 1},
 }
+KILLS: Final = ["kill orchestrator", "kill worker"]
+OTHERS: Final = ["cut", "freeze", "slow", "stop worker", "drain orchestrator", "drain worker"]
+
+
+def seed() -> int:
+    """Another storm each time; CHAOS_SEED brings one back, as far as processes allow."""
+    return int(os.environ.get("CHAOS_SEED", random.SystemRandom().randrange(10**6)))
 
 
 @dataclass
@@ -44,6 +53,7 @@ class Post:
     name: str
     proxy: Proxy
     engine: dict[str, float]
+    stages: tuple[str, ...]
     process: Process | None = None
     busy: bool = False
     """Under a fault that takes a while: left alone until that is over."""
@@ -55,19 +65,27 @@ class Figures:
 
     kills: Counter[str] = field(default_factory=Counter)
     faults: Counter[str] = field(default_factory=Counter)
-    in_flight: Counter[int] = field(default_factory=Counter)
-    """By item: at how many kills and faults it was granted to their victim and not acknowledged."""
+    in_flight: Counter[Step] = field(default_factory=Counter)
+    """By step: at how many kills and faults it was granted to their victim and not acknowledged."""
     checked: int = 0
     """Acknowledged items looked for on disk, over all kills of the orchestrator."""
+    between: int = 0
+    """Of these, items that had only some of their stages behind them."""
 
 
 class Storm:
     """The driver. `unleash` does a number of kills; `end` waits for the end and checks it all."""
 
-    def __init__(self, fleet: Fleet, seed: int, say: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        fleet: Fleet,
+        seed: int,
+        say: Callable[[str], None],
+        stages: Sequence[str] = ("default",),
+    ) -> None:
         self.fleet = fleet
         self.figures = Figures()
-        self.witness = Witness()
+        self.witness = Witness(stages)
         self._random = random.Random(seed)
         self._say = say
         self._posts: list[Post] = []
@@ -92,23 +110,29 @@ class Storm:
 
     # ------------------------------------------------------------------ the run
 
-    async def begin(self, *engines: dict[str, float]) -> None:
-        """Start the orchestrator and a worker with each of these engines."""
+    async def begin(
+        self, *engines: dict[str, float], stages: Sequence[tuple[str, ...]] = ()
+    ) -> None:
+        """Start the orchestrator and a worker with each of these engines, for these stages."""
         self._began = asyncio.get_running_loop().time()
         self._leader = await self.fleet.orchestrator()
-        await asyncio.gather(*(self.add_worker(engine) for engine in engines))
+        whats = stages or [()] * len(engines)
+        pairs = zip(engines, whats, strict=True)
+        await asyncio.gather(*(self.add_worker(engine, what) for engine, what in pairs))
         await until(lambda: self.witness.acknowledged, self._tails)
 
-    async def add_worker(self, engine: dict[str, float]) -> None:
-        """Start one more worker, behind a proxy of its own."""
+    async def add_worker(self, engine: dict[str, float], stages: tuple[str, ...] = ()) -> None:
+        """Start one more worker, behind a proxy of its own; for all stages if none is named."""
         proxy = Proxy(self.fleet.port, self.witness)
         await proxy.start()
-        post = Post(f"worker {len(self._posts) + 1}", proxy, engine)
+        post = Post(f"worker {len(self._posts) + 1}", proxy, engine, stages)
         self._posts.append(post)
         await self._man(post)
 
     async def _man(self, post: Post) -> None:
-        post.process = await self.fleet.worker(post.name, post.proxy.url, engine=post.engine)
+        post.process = await self.fleet.worker(
+            post.name, post.proxy.url, engine=post.engine, stages=post.stages
+        )
 
     async def unleash(self, plan: list[str], *, pause_seconds: tuple[float, float]) -> None:
         """Do what the plan says, one after the other, at random moments."""
@@ -187,12 +211,17 @@ class Storm:
         self._leader = await self.fleet.orchestrator()
 
     async def _check_what_was_promised(self) -> None:
-        promised = set(self.witness.acknowledged)
+        promised, reached = set(self.witness.acknowledged), dict(self.witness.reached)
         stored = await asyncio.to_thread(stored_items, self.fleet.data_dir)
-        self.figures.checked += len(promised)
+        between = await asyncio.to_thread(items_between_stages, self.fleet.data_dir)
+        self.figures.checked += len(promised | reached.keys())
+        self.figures.between += len(reached.keys() - promised)
         assert promised <= stored, (
             f"acknowledged and not on disk: {sorted(promised - stored)[:20]}\n{self._tails()}"
         )
+        assert not stored & between.keys(), "items have a row and wait for a stage"
+        lost = [i for i, at in reached.items() if i not in stored and between.get(i, 0) < at]
+        assert not lost, f"stages acknowledged and not on disk: {lost[:20]}\n{self._tails()}"
 
     async def _kill_worker(self) -> None:
         post = await self._some_post()
@@ -307,25 +336,42 @@ class Storm:
 
     # ------------------------------------------------------------------ the reckoning
 
-    async def check(self, written: dict[str, bytes]) -> None:
-        """Every promise, on what is on disk now."""
-        expected = expected_captions(written)
-        check_captions(stored_rows(self.fleet.data_dir), expected)
-        check_captions(rows_of_parts(self.fleet.data_dir), expected)
+    async def check(
+        self,
+        written: Mapping[str, bytes],
+        check_rows: Callable[[Sequence[Mapping[str, Any]], Mapping[str, bytes]], None]
+        | None = None,
+    ) -> None:
+        """Every promise, on what is on disk now; ``check_rows`` says what rows have to be."""
+        for rows in (stored_rows(self.fleet.data_dir), rows_of_parts(self.fleet.data_dir)):
+            if check_rows is None:
+                check_captions(rows, expected_captions(written))
+            else:
+                check_rows(rows, written)
+            self._check_credits(rows)
         assert self.witness.acknowledged <= stored_items(self.fleet.data_dir)
+        assert not items_between_stages(self.fleet.data_dir), "items have a row and a stage left"
         await self.fleet.verify()
         self._check_work_done_twice()
 
-    def _check_work_done_twice(self) -> None:
-        """An item is done once, and once more for each time it was in flight at a fault or shared.
+    def _check_credits(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """No stage is credited to a worker that does not run it."""
+        runs = {post.name: post.stages for post in self._posts}
+        for row in rows:
+            for stage in row["stage_stats"]:
+                stages = runs[stage["worker"]]
+                assert not stages or stage["stage"] in stages, row
 
-        The sum of this over all items is the bound on the work done twice.
+    def _check_work_done_twice(self) -> None:
+        """A step is done once, and once more for each time it was in flight at a fault or shared.
+
+        The sum of this over all steps is the bound on the work done twice.
         """
         excused = self.figures.in_flight + self.witness.shared
         unexcused = {
-            item: sorted(works)
-            for item, works in self.witness.works.items()
-            if len(works) - 1 > excused[item]
+            step: sorted(works)
+            for step, works in self.witness.works.items()
+            if len(works) - 1 > excused[step]
         }
         assert not unexcused, f"done again without a reason: {unexcused}\n{self._tails()}"
 
@@ -336,9 +382,11 @@ class Storm:
         lines = {
             "kills": f"{self.kills} ({_counts(figures.kills)})",
             "other faults": _counts(figures.faults),
-            "items": len(witness.works),
-            "acknowledged items looked for after kills": figures.checked,
-            "done twice": f"{witness.done_twice} (held item by item; at most "
+            "items": len({item for item, _ in witness.works}),
+            "acknowledged items looked for after kills": f"{figures.checked} "
+            f"(between stages: {figures.between})",
+            "passed on between workers": len(witness.reached),
+            "done twice": f"{witness.done_twice} (held step by step; at most "
             f"{figures.in_flight.total()} in flight at kills and faults and "
             f"{witness.shared.total()} that somebody else had done meanwhile)",
             "wall time": f"{took:.1f} s",

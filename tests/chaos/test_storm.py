@@ -9,18 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.chaos.storm import SETTINGS, Storm
+from tests.chaos.storm import KILLS, OTHERS, SETTINGS, Storm, seed
 from tests.support.fleet import Fleet, write_images
 
 ITEMS = 20_000
-
-KILLS = ["kill orchestrator", "kill worker"]
-OTHERS = ["cut", "freeze", "slow", "stop worker", "drain orchestrator", "drain worker"]
-
-
-def seed() -> int:
-    """Another storm each time; CHAOS_SEED brings one back, as far as processes allow."""
-    return int(os.environ.get("CHAOS_SEED", random.SystemRandom().randrange(10**6)))
 
 
 async def test_a_run_survives_kills_cuts_freezes_stops_and_drains(

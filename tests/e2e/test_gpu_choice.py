@@ -40,6 +40,8 @@ def recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def seen(record: Path) -> list[list[str | None]]:
     """Return what each import found: the visible devices, and what order their numbers have."""
+    if not record.exists():
+        return []
     return [json.loads(line) for line in record.read_text().splitlines()]
 
 
@@ -47,7 +49,9 @@ def seen(record: Path) -> list[list[str | None]]:
     ("visible", "flags", "found"),
     [
         (None, ["--gpu-id", "1"], ["1", "PCI_BUS_ID"]),
+        (None, ["--gpu-id", "0,2"], ["0,2", "PCI_BUS_ID"]),
         ("4,5", ["--gpu-id", "1"], ["5", "PCI_BUS_ID"]),
+        ("4,GPU-5f,MIG-6", ["--gpu-id", "2,1"], ["MIG-6,GPU-5f", "PCI_BUS_ID"]),
         ("2,3", [], ["2,3", None]),  # all that are visible: what `tensor_parallel_size` takes from
         (None, [], [None, None]),
     ],
@@ -73,19 +77,55 @@ async def test_a_workers_gpus_are_chosen_before_torch_is_imported(
     assert seen(recorded) == [found]
 
 
-def test_a_run_shares_the_visible_gpus_among_workers_of_several(
+async def test_a_model_spread_over_more_gpus_than_were_chosen_is_refused(
     tmp_path: Path, recorded: Path
+) -> None:
+    make_images(tmp_path / "images", 1)
+    recipe = {"model": "org/name", "tensor_parallel_size": 3, "inference_prompts": ["p"]}
+    async with Fleet(tmp_path, vllm=recipe) as fleet:
+        await fleet.orchestrator()
+        server = f"ws://127.0.0.1:{fleet.port}"
+        worker = await fleet.start(
+            "worker", *("worker", "--server", server, "--token", TOKEN, "--gpu-id", "0,1")
+        )
+        assert await worker.exit_code() == 1
+        assert (
+            "Error: model 'org/name' is to be spread over 3 GPUs (tensor_parallel_size: 3), but "
+            "this worker may use only 2 (CUDA_VISIBLE_DEVICES=0,1): "
+        ) in worker.output.splitlines()[-1]
+    assert seen(recorded) == [], "torch was imported for nothing"
+
+
+@pytest.mark.parametrize(
+    ("workers", "visible", "found", "says"),
+    [
+        ({}, "4,5,6,7", ["4,5", "6,7"], "2 workers on GPUs 4+5, 6+7, logs in"),
+        ({}, "4,5,6", ["4,5"], "GPU 6 stays idle: with tensor_parallel_size 2 each worker takes 2"),
+        ({"gpu_id": "3,1,2,0"}, "4,5,6,7", ["7,5", "6,4"], "2 workers on GPUs 7+5, 6+4, logs in"),
+        ({"vllm": {"tensor_parallel_size": 1}}, "4,5", ["4", "5"], "2 workers on GPUs 4, 5, "),
+    ],
+)
+def test_a_run_shares_the_visible_gpus_among_workers_of_several(
+    *,
+    tmp_path: Path,
+    recorded: Path,
+    workers: dict[str, object],
+    visible: str,
+    found: list[str],
+    says: str,
 ) -> None:
     make_images(tmp_path / "photos", 1)
     recipe = {"model": "org/name", "tensor_parallel_size": 2, "inference_prompts": ["p"]}
     dataset = {"type": "local_filesystem", "dataset_path": "photos"}
     config = tmp_path / "config.json"
-    config.write_text(json.dumps({"orchestrator": {"dataset": dataset, "vllm": recipe}}))
+    orchestrator = {"dataset": dataset, "vllm": recipe}
+    config.write_text(json.dumps({"orchestrator": orchestrator, "worker": workers}))
     done = caption_flow(
         *("run", "photos", "--config", config),
         cwd=tmp_path,
-        env={"PYTHONPATH": os.environ["PYTHONPATH"], "CUDA_VISIBLE_DEVICES": "4,5,6,7"},
+        env={"PYTHONPATH": os.environ["PYTHONPATH"], "CUDA_VISIBLE_DEVICES": visible},
     )
     assert done.code == 1, done.said
+    assert says in done.said
     assert "this is no torch" in done.errors[-1]
-    assert sorted(seen(recorded)) == [["4,5", "PCI_BUS_ID"], ["6,7", "PCI_BUS_ID"]]
+    assert sorted(seen(recorded)) == sorted([gpus, "PCI_BUS_ID"] for gpus in found)

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 from caption_flow.protocol.identity import content_hash
-from caption_flow.storage.database import open_for_reading
 from caption_flow.worker.engines.synthetic import synthetic_caption
-from tests.support.fleet import Fleet, rows_of_parts, stored_items, until, write_images
+from tests.support.fleet import (
+    Fleet,
+    items_between_stages,
+    rows_of_parts,
+    stored_items,
+    until,
+    write_images,
+)
 
 IMAGES = 400
 DESCRIBE = "Describe this picture."
@@ -21,29 +26,22 @@ STAGES: list[dict[str, Any]] = [
 SLOW = {"latency_ms": 100}
 
 
-def between_stages(data_dir: Path) -> int:
-    """How many items have their first stage on disk, and no row."""
-    connection = open_for_reading(data_dir)
-    if connection is None:
-        return 0
-    with closing(connection):
-        return int(connection.execute("SELECT COUNT(*) FROM partials").fetchone()[0])
-
-
 async def test_items_are_passed_on_between_workers_whoever_is_killed(tmp_path: Path) -> None:
     recipe = {"model": "none", "stages": STAGES}
     async with Fleet(tmp_path, vllm=recipe, chunk_size=40, lease_seconds=5) as fleet:
         written = write_images(fleet.images, IMAGES)
         leader = await fleet.orchestrator()
         describing = await fleet.worker("describes", engine=SLOW, stages=["describe"])
-        await until(lambda: between_stages(fleet.data_dir) >= 40, leader.tail)
+        await until(lambda: len(items_between_stages(fleet.data_dir)) >= 40, leader.tail)
         await leader.says("items wait for a stage that no connected worker runs")
         assert "stage=condense" in leader.output
         await leader.kill()
         leader = await fleet.orchestrator()
         condensing = await fleet.worker("condenses", engine=SLOW, stages=["condense"])
         await until(lambda: len(stored_items(fleet.data_dir)) >= 40, leader.tail)
-        assert between_stages(fleet.data_dir) < IMAGES, "the whole first stage came first"
+        assert len(items_between_stages(fleet.data_dir)) < IMAGES, (
+            "the whole first stage came first"
+        )
         await condensing.kill()
         await describing.kill()
         await leader.kill()

@@ -33,6 +33,12 @@ SCHEMA = {
     "required": ["title", "tags"],
     "additionalProperties": False,
 }
+CODE: dict[str, Any] = {
+    "name": "code",
+    "prompts": ["Code?"],
+    "output_field": "code",
+    "regex": "[A-C]-[0-9]{2}",
+}
 STAGES: list[dict[str, Any]] = [
     {
         "name": "kind",
@@ -76,10 +82,9 @@ def test_real_answers_have_their_form_and_columns_reach_parquet_and_later_prompt
     tmp_path: Path,
 ) -> None:
     photos(tmp_path)
-    code = {"name": "code", "prompts": ["Code?"], "output_field": "code", "regex": "[A-C]-[0-9]{2}"}
     config = configured(
         tmp_path,
-        [*STAGES, code],
+        [*STAGES, CODE],
         sampling={"temperature": 0, "max_tokens": 64},
         max_model_len=512,
         enforce_eager=True,
@@ -109,7 +114,7 @@ def test_real_answers_have_their_form_and_columns_reach_parquet_and_later_prompt
 
 def test_a_rehearsal_keeps_the_form_and_counts_flags(tmp_path: Path) -> None:
     make_images(tmp_path / "photos", 5)
-    config = configured(tmp_path, STAGES)
+    config = configured(tmp_path, [CODE, *STAGES])
     done = caption_flow(
         *("run", "photos", "--config", config, "--engine", "synthetic"), cwd=tmp_path
     )
@@ -120,6 +125,7 @@ def test_a_rehearsal_keeps_the_form_and_counts_flags(tmp_path: Path) -> None:
         (facts,) = (json.loads(text) for text in row["facts"])
         assert row["title"] == [facts["title"].strip()]
         assert row["tags"] == facts["tags"]
+        assert re.fullmatch(CODE["regex"], row["code"][0])
     stats = caption_flow("export", "--data-dir", data_dir, "--stats-only", cwd=tmp_path)
     assert "flagged    5 length" in stats.out
     listed = ("export", "--data-dir", data_dir, "--format", "jsonl", "--output", "out")

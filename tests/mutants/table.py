@@ -35,6 +35,7 @@ LINK_TESTS: Final = ("tests/integration/places/test_links.py",)
 HUB_TESTS: Final = ("tests/e2e/test_hub_datasets.py",)
 TAR_TESTS: Final = ("tests/integration/orchestrator/test_tars.py",)
 OBJECT_TESTS: Final = ("tests/integration/places/test_objects.py",)
+GPU_TESTS: Final = ("tests/unit/cli/test_gpus.py", "tests/unit/engines/test_devices.py")
 OUTBOX_TESTS: Final = ("tests/unit/worker/test_outbox.py", "tests/property/test_outbox.py")
 
 
@@ -75,6 +76,10 @@ def _tars(name: str, promise: str, module: str, old: str, new: str) -> Mutant:
 
 def _outbox(name: str, promise: str, old: str, new: str) -> Mutant:
     return Mutant(name, promise, OUTBOX, old, new, OUTBOX_TESTS)
+
+
+def _gpus(name: str, promise: str, file: str, old: str, new: str) -> Mutant:
+    return Mutant(name, promise, file, old, new, GPU_TESTS)
 
 
 def _stall(name: str, promise: str, module: str, old: str, new: str) -> Mutant:
@@ -623,6 +628,13 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
         "return rows",
     ),
     _storage(
+        "stages credited to nobody",
+        "each stage of a row says who ran it",
+        "partials",
+        '"stage_stats": stats and [{**one, **names} for one in stats]',
+        '"stage_stats": stats and [{**one} for one in stats if names]',
+    ),
+    _storage(
         "rows of other items stored",
         "a row is stored for the item it was accepted for",
         "writes",
@@ -904,5 +916,27 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
         "on=_BrokenOffError,",
         "on=ZeroDivisionError,",
         OBJECT_TESTS,
+    ),
+    # ------------------------------------------------------------------ which GPUs
+    _gpus(
+        "GPU numbers taken for names",
+        "a worker's GPU numbers count the entries of CUDA_VISIBLE_DEVICES",
+        "shared/caption_flow/cli/gpus.py",
+        "counted = all(int(gpu) < len(visible) for gpu in wanted if gpu.isdecimal())",
+        "counted = not any(gpu in named for gpu in wanted)",
+    ),
+    _gpus(
+        "a worker with too few GPUs",
+        "each worker of a run has as many GPUs as its model is spread over",
+        "shared/caption_flow/cli/gpus.py",
+        "full = len(gpus) - len(gpus) % gpus_per_worker",
+        "full = len(gpus)",
+    ),
+    _gpus(
+        "a model over more GPUs than chosen",
+        "a model that is spread over more GPUs than were chosen is refused",
+        "worker/caption_flow/worker/engines/devices.py",
+        "if not chosen or needed <= len(chosen):",
+        "if not chosen or needed >= len(chosen):",
     ),
 )

@@ -17,7 +17,7 @@ from typing import Any, Final, Self
 import pyarrow.dataset as ds
 
 from caption_flow.protocol.identity import content_hash
-from caption_flow.storage.database import PARTS_FOLDER
+from caption_flow.storage.database import PARTS_FOLDER, open_for_reading
 from caption_flow.storage.reader import StorageReader
 from caption_flow.worker.engines.synthetic import synthetic_caption
 
@@ -26,6 +26,7 @@ PATIENCE_SECONDS: Final = 60.0
 READY_LINE: Final = "Orchestrator ready for connections"
 TOKEN: Final = "a worker's token, with spaces"
 PROMPT: Final = "Describe this picture."
+_BETWEEN: Final = "SELECT item_index, stage FROM partials"
 _PIXELS: Final = 4 * 4 * 3
 
 
@@ -81,6 +82,15 @@ def rows_of_parts(data_dir: Path) -> list[dict[str, Any]]:
         return []
     rows: list[dict[str, Any]] = ds.dataset(folder, format="parquet").to_table().to_pylist()
     return rows
+
+
+def items_between_stages(data_dir: Path) -> dict[int, int]:
+    """The items that have a stage behind them and no row, with the stage that comes next."""
+    connection = open_for_reading(data_dir)
+    if connection is None:
+        return {}
+    with closing(connection), closing(connection.execute(_BETWEEN)) as rows:
+        return dict(rows)
 
 
 def check_captions(rows: Sequence[Mapping[str, Any]], expected: Mapping[str, str]) -> None:

@@ -10,15 +10,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Final
+
+import msgspec
 
 from caption_flow.protocol.codec import decode_from_orchestrator, decode_from_worker
 from caption_flow.protocol.messages import (
     Ack,
     Finished,
     Grant,
+    GrantedLease,
     Heartbeat,
     Hello,
     Recalled,
@@ -83,27 +86,41 @@ class FrameReader:
         return final, opcode, payload
 
 
+Step = tuple[int, int]
+"""An item, and the position of a stage that it goes through."""
+
+
 @dataclass
 class _SessionSeen:
     """What crossed the wire for one session, over all its connections."""
 
+    stages: frozenset[str] = frozenset()
+    """Those it runs; none stands for all."""
+    at: dict[int, int] = field(default_factory=dict)
+    """The stage of each lease."""
     granted: dict[int, set[int]] = field(default_factory=lambda: defaultdict(set))
     """Items by lease, less those trimmed."""
-    batches: dict[int, tuple[int, ...]] = field(default_factory=dict)
-    """Items by sequence number, until acknowledged."""
-    acknowledged: set[int] = field(default_factory=set)
+    batches: dict[int, Results] = field(default_factory=dict)
+    """By sequence number, until acknowledged; without their rows."""
+    acknowledged: set[Step] = field(default_factory=set)
 
 
 class Witness:
-    """What all proxies of a run have seen. Items are indices of the run's only shard."""
+    """What all proxies of a run have seen. Items are indices of the run's only shard.
 
-    def __init__(self) -> None:
+    ``stages`` are the names of the recipe's, in its order.
+    """
+
+    def __init__(self, stages: Sequence[str] = ("default",)) -> None:
+        self._stages = stages
         self.sessions: dict[str, _SessionSeen] = defaultdict(_SessionSeen)
         self.acknowledged: set[int] = set()
-        self.works: dict[int, set[tuple[str, int]]] = defaultdict(set)
-        """By item: each (session, lease) that brought a result for it, resends not counted."""
-        self.shared: Counter[int] = Counter()
-        """By item: how often a worker that held it was told that another has done it."""
+        """Items whose row was acknowledged."""
+        self.reached: dict[int, int] = {}
+        """By item: the latest stage that it was acknowledged to have reached."""
+        self.works: dict[Step, set[tuple[str, int]]] = defaultdict(set)
+        """By step: each (session, lease) that brought a result of it, resends not counted."""
+        self._shared: set[tuple[Step, str, int]] = set()
         self.granted = 0
         """Items granted, each as often as it was."""
         self.stats: dict[str, dict[str, float]] = {}
@@ -116,16 +133,27 @@ class Witness:
         """When a session was first told that the run is finished, by the loop's clock."""
 
     @property
+    def shared(self) -> Counter[Step]:
+        """By step: how many leases of it were told that another has done it."""
+        return Counter(step for step, _, _ in self._shared)
+
+    @property
     def done_twice(self) -> int:
-        """Results that came in from another lease than an item's first."""
+        """Results that came in from another lease than a step's first."""
         return sum(len(works) - 1 for works in self.works.values())
 
-    def in_flight(self, session: str | None = None) -> Counter[int]:
-        """Items granted to a session, or to all, and not acknowledged to it."""
+    def in_flight(self, session: str | None = None) -> Counter[Step]:
+        """Steps granted to a session, or to all, and not acknowledged to it."""
         if session is None:
             return sum((self.in_flight(one) for one in list(self.sessions)), Counter())
         seen = self.sessions[session]
-        return Counter(set().union(*seen.granted.values()) - seen.acknowledged)
+        steps = {
+            step
+            for lease, items in seen.granted.items()
+            for item in items
+            for step in self._steps(seen, lease, item)
+        }
+        return Counter(steps - seen.acknowledged)
 
     def gone(self, session: str) -> None:
         """Note that nobody will speak for a session any more."""
@@ -135,11 +163,14 @@ class Witness:
         """Take a message of a worker."""
         seen = self.sessions[session]
         match message:
+            case Hello(stages=stages):
+                seen.stages = frozenset(stages)
             case Results(seq, lease, items):
                 self.last_result_at[session] = asyncio.get_running_loop().time()
-                seen.batches[seq] = items
+                seen.batches[seq] = msgspec.structs.replace(message, rows=b"")
                 for item in items:
-                    self.works[item].add((session, lease))
+                    for step in self._steps(seen, lease, item):
+                        self.works[step].add((session, lease))
             case Release(lease):
                 seen.granted.pop(lease, None)
             case Recalled(leases):
@@ -156,25 +187,50 @@ class Witness:
         match message:
             case Ack(seq):
                 for number in [number for number in seen.batches if number <= seq]:
-                    items = seen.batches.pop(number)
-                    seen.acknowledged.update(items)
-                    self.acknowledged.update(items)
+                    self._acknowledge(seen, seen.batches.pop(number))
                 if self.at_next_ack is not None:
                     self.at_next_ack()
                     self.at_next_ack = None
             case Grant(leases):
                 for granted in leases:
-                    new = {item.index for item in granted.items}
-                    self.granted += len(new)
-                    seen.granted[granted.lease] |= new
-                    seen.acknowledged -= new
+                    self._grant(seen, granted)
             case Trim(lease, items):
-                self.shared.update(i for i in items if (session, lease) not in self.works[i])
+                self._share(session, lease, items)
                 seen.granted[lease] -= set(items)
             case Finished():
                 self.finished_at.setdefault(session, asyncio.get_running_loop().time())
             case _:
                 pass
+
+    def _steps(self, seen: _SessionSeen, lease: int, item: int) -> list[Step]:
+        """What a session does to an item under a lease: stages in a row, as far as it runs them."""
+        first = stop = seen.at.get(lease, 0)
+        while stop < len(self._stages) and (not seen.stages or self._stages[stop] in seen.stages):
+            stop += 1
+        return [(item, stage) for stage in range(first, stop)]
+
+    def _grant(self, seen: _SessionSeen, granted: GrantedLease) -> None:
+        new = {item.index for item in granted.items}
+        seen.at[granted.lease] = granted.stage
+        seen.granted[granted.lease] |= new
+        self.granted += len(new)
+        for item in new:
+            seen.acknowledged.difference_update(self._steps(seen, granted.lease, item))
+
+    def _share(self, session: str, lease: int, items: Iterable[int]) -> None:
+        for item in items:
+            for step in self._steps(self.sessions[session], lease, item):
+                if self.works.get(step) != {(session, lease)}:
+                    self._shared.add((step, session, lease))
+
+    def _acknowledge(self, seen: _SessionSeen, batch: Results) -> None:
+        for item in batch.items:
+            seen.acknowledged.update(self._steps(seen, batch.lease, item))
+        if batch.reached is None:
+            self.acknowledged.update(batch.items)
+        else:
+            for item in batch.items:
+                self.reached[item] = max(batch.reached, self.reached.get(item, 0))
 
 
 class Proxy:

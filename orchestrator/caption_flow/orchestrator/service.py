@@ -415,7 +415,7 @@ class Orchestrator:
             f"step {now.done}/{now.total}",  # noqa: G004  -- the form is what counts
             captioned=now.captioned,
             failed=now.failed,
-            flagged=dict(self._flags),
+            **({"flagged": dict(self._flags)} if self._flags else {}),
             total=total,
             rate=f"{now.rate:.1f}/s",
             workers=now.workers,
@@ -582,9 +582,18 @@ class Orchestrator:
 
     def _commit(self, effect: ev.Commit, link: Link | None, payload: bytes) -> None:
         leg = Leg(self._recipe, effect.stage, effect.reach)
+        contributor = "" if link is None else link.contributor
         write: CommitRows | CommitPartials
         if effect.partial:
-            write = CommitPartials(effect.shard, effect.items, effect.accepted, payload, leg)
+            write = CommitPartials(
+                shard=effect.shard,
+                items=effect.items,
+                accepted=effect.accepted,
+                payload=payload,
+                leg=leg,
+                contributor=contributor,
+                worker=effect.worker,
+            )
         else:
             write = CommitRows(
                 shard=effect.shard,
@@ -593,7 +602,7 @@ class Orchestrator:
                 accepted=effect.accepted,
                 payload=payload,
                 output_fields=self._recipe.output_fields,
-                contributor="" if link is None else link.contributor,
+                contributor=contributor,
                 worker=effect.worker,
                 optional_fields=self._recipe.optional_fields,
                 leg=leg,

@@ -45,7 +45,7 @@ class Crew:
     """The workers of a local run.
 
     ``arguments`` are those of ``caption-flow worker``, ``secrets`` the variables they refer to;
-    ``gpus`` has one entry a worker, as `caption_flow.cli.gpus.choose_gpus` gives it; ``tell`` takes
+    ``gpus`` has one entry a worker, as `caption_flow.cli.gpus.Shares` has them; ``tell`` takes
     sentences for people.
     """
 
@@ -130,6 +130,7 @@ class Crew:
                 *self.arguments,
                 "--name",
                 f"worker {hand.number}",
+                *_gpu_arguments(hand.gpus),
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
@@ -151,6 +152,13 @@ class Crew:
             environment.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
         environment.pop("CAPTIONFLOW_LOG_DIR", None)
         return environment
+
+
+def _gpu_arguments(gpus: str | None) -> list[str]:
+    """Choose all that a worker sees: a file's ``gpu_id`` counts among those of the whole run."""
+    if not gpus:
+        return []
+    return ["--gpu-id", ",".join(str(number) for number, _ in enumerate(gpus.split(",")))]
 
 
 def last_error(log_file: Path, begins: int = 0) -> str | None:

@@ -130,6 +130,8 @@ def _report(plan: Plan, outlook: Outlook) -> Iterator[str]:
     yield from _questions(plan.config.recipe())
     yield ""
     yield f"Engine   {plan.engine}, {plan.workers}"
+    if plan.gpus.note is not None:
+        yield f"         {plan.gpus.note}"
     if (models := _models(plan)) is not None:
         yield f"Models   {models}"
     if plan.texts_file is None:

@@ -91,7 +91,7 @@ class LocalRun:
         crew = Crew(
             [],
             {TOKEN_VARIABLE: token, **plan.worker_secrets},
-            plan.gpus,
+            plan.gpus.workers,
             plan.data_dir / "logs",
             self._tell,
         )
@@ -129,6 +129,7 @@ class LocalRun:
             return None
         crew.arguments = self._worker_arguments(leader)
         self._tell(self._opening())
+        self._tell(self._plan.gpus.note)
         await crew.start()
         watching = asyncio.create_task(crew.watch(), name="workers")
         timing = asyncio.create_task(self._note_when_loaded(leader), name="timing")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from caption_flow.cli.folders import for_people, refuse_unwritable
+from caption_flow.cli.gpus import Shares
 from caption_flow.config.dataset import LOCAL
 from caption_flow.config.orchestrator import OrchestratorConfig
 
@@ -19,9 +20,9 @@ class Plan:
     """What one run is to do.
 
     ``server`` is the openai engine's; ``worker_arguments`` are those of ``caption-flow worker``
-    beside the connection, ``worker_secrets`` what goes into its environment; ``gpus`` has one entry
-    a worker, see `caption_flow.cli.gpus.choose_gpus`. ``owner_options`` are
-    the engine options that a file's `worker` section lays over the recipe's.
+    beside the connection, ``worker_secrets`` what goes into its environment; ``gpus`` says which
+    worker sees which. ``owner_options`` are the engine options that a file's `worker` section lays
+    over the recipe's.
     """
 
     config: OrchestratorConfig
@@ -29,7 +30,7 @@ class Plan:
     server: str | None
     worker_arguments: Sequence[str]
     worker_secrets: Mapping[str, str] = field(repr=False)
-    gpus: Sequence[str | None]
+    gpus: Shares
     output: Path | None
     existing: str
     """What to do about a folder's images that have a ``.txt``; other datasets have none."""
@@ -76,11 +77,15 @@ class Plan:
     @property
     def workers(self) -> str:
         """How many workers there will be and where they run, for people."""
-        count = f"{len(self.gpus)} worker{'s' if len(self.gpus) > 1 else ''}"
+        seen = self.gpus.workers
+        count = f"{len(seen)} worker{'s' if len(seen) > 1 else ''}"
         if self.server is not None:
             return f"{count}, {self.server}"
-        devices = ", ".join(gpu for gpu in self.gpus if gpu)
-        return f"{count} on GPU {devices}" if devices else f"{count} on the CPU"
+        devices = [gpus.replace(",", "+") for gpus in seen if gpus]
+        if not devices:
+            return f"{count} on the CPU"
+        several = len(devices) > 1 or "+" in devices[0]
+        return f"{count} on GPU{'s' if several else ''} {', '.join(devices)}"
 
     def check_folders(self) -> None:
         """End the command if results could not be written: else that would be found out last."""

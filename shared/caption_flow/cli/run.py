@@ -14,11 +14,12 @@ from caption_flow.cli.configuration import WorkersOfRun, load_or_refuse, workers
 from caption_flow.cli.crew import KEY_VARIABLE
 from caption_flow.cli.engines import EngineKind, check_engine, require_openai, require_vllm
 from caption_flow.cli.failures import usage_error
-from caption_flow.cli.gpus import choose_gpus
+from caption_flow.cli.gpus import Shares, choose_gpus
 from caption_flow.cli.logs import configure_logging
 from caption_flow.cli.plan import Plan
 from caption_flow.config.orchestrator import OrchestratorConfig
 from caption_flow.config.vllm import SYNTHETIC_MODEL
+from caption_flow.worker.core.placement import gpus_needed
 
 DEFAULT_MODEL: Final = "Qwen/Qwen2.5-VL-3B-Instruct"
 DEFAULT_PROMPT: Final = "Describe this image in detail."
@@ -272,17 +273,18 @@ def _engine_kind(workers: WorkersOfRun, config: OrchestratorConfig) -> EngineKin
 
 def _gpus(
     asked: str | None, kind: EngineKind, workers: WorkersOfRun, config: OrchestratorConfig
-) -> list[str | None]:
+) -> Shares:
     if kind is EngineKind.OPENAI:
         if asked is not None:
             usage_error("--gpus is of no use to --engine openai: the model runs on its server")
-        return [None]
+        return Shares((None,))
     if workers.config.gpu_id is not None:
         if asked is not None:
             usage_error("--gpus and worker.gpu_id of the file both say which GPU: drop one")
-        asked = str(workers.config.gpu_id)
-    stages = config.recipe().stages
-    return choose_gpus(asked, max(int(s.engine.get("tensor_parallel_size") or 1) for s in stages))
+        asked = ",".join(map(str, workers.config.gpu_id))
+    owner_options = workers.config.vllm.engine_keys()
+    each = (gpus_needed({**s.engine, **owner_options}) for s in config.recipe().stages)
+    return choose_gpus(asked, max(each))
 
 
 def _worker_arguments(

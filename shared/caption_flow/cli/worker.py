@@ -6,6 +6,7 @@ import asyncio
 import os
 import socket
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -16,7 +17,7 @@ from caption_flow.cli.configuration import load_worker_or_refuse
 from caption_flow.cli.crew import PARENT_VARIABLE
 from caption_flow.cli.engines import check_engine, require_openai
 from caption_flow.cli.failures import CommandFailed, usage_error
-from caption_flow.cli.gpus import find_gpu
+from caption_flow.cli.gpus import show_only
 from caption_flow.cli.logs import configure_logging
 from caption_flow.config.discovery import find_config
 from caption_flow.config.secret import SecretError
@@ -69,7 +70,12 @@ def worker(
         bool, typer.Option("--vllm", help="Accepted for compatibility; vLLM is the default.")
     ] = False,
     gpu_id: Annotated[
-        int | None, typer.Option(metavar="N", min=0, help="The GPU to use, by its number.")
+        str | None,
+        typer.Option(
+            metavar="NUMBERS",
+            help="The GPU to use, such as 0, or several for tensor_parallel_size, such as 0,1. "
+            "Where CUDA_VISIBLE_DEVICES is set, they count its entries. [default: all visible]",
+        ),
     ] = None,
     precision: Annotated[
         str | None,
@@ -196,8 +202,7 @@ def start(
         token = config.token.reveal()
     except SecretError as error:
         usage_error(f"the token: {error}")
-    if config.gpu_id is not None:
-        choose_gpu(config.gpu_id)
+    gpus = () if config.gpu_id is None else show_only(config.gpu_id)
 
     # Only now: whatever imports CUDA reads CUDA_VISIBLE_DEVICES once.
     import uvloop  # noqa: PLC0415
@@ -207,6 +212,7 @@ def start(
     settings = settings_from(
         config,
         token=token,
+        gpus=gpus,
         model=model,
         batch_size=batch_size,
         connect_seconds=connect_seconds,
@@ -228,6 +234,7 @@ def settings_from(
     config: WorkerConfig,
     *,
     token: str,
+    gpus: Sequence[str] = (),
     model: str | None,
     batch_size: int | None,
     connect_seconds: float,
@@ -250,7 +257,7 @@ def settings_from(
         look_ahead_items=config.readahead_size,
         engine_stall_seconds=config.engine_stall_seconds,
         max_engine_restarts=config.max_engine_restarts,
-        gpu_id=config.gpu_id,
+        gpus=tuple(gpus),
         stages=config.stages,
         connect_seconds=connect_seconds,
         trust_remote_code=trust_remote_code,
@@ -265,21 +272,3 @@ def _is_orphan() -> bool:
     """Tell whether whoever started this has ended while it was being imported."""
     parent = os.environ.get(PARENT_VARIABLE)
     return parent is not None and parent != str(os.getppid())
-
-
-def choose_gpu(gpu_id: int) -> None:
-    """Make one GPU the only one this process sees; numbers count among those visible to it."""
-    # Numbers as nvidia-smi has them; CUDA's own put the fastest first.
-    os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if not visible:
-        os.environ["CUDA_VISIBLE_DEVICES"] = str(gpu_id)
-        return
-    devices = [device.strip() for device in visible.split(",")]
-    found = find_gpu(str(gpu_id), devices)
-    if found is None:
-        usage_error(
-            f"--gpu-id {gpu_id}: CUDA_VISIBLE_DEVICES={visible} lets this process see only "
-            f"{len(devices)} GPU(s)"
-        )
-    os.environ["CUDA_VISIBLE_DEVICES"] = found

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Any, ClassVar, Literal
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, Field, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
 
 from caption_flow.config.secret import Secret
 from caption_flow.config.section import (
@@ -48,6 +48,19 @@ def _server_url(url: str) -> str:
     return url
 
 
+def _gpu_numbers(value: Any) -> Any:
+    listed = value.split(",") if isinstance(value, str) else value
+    numbers = listed if isinstance(listed, list | tuple) else [listed]
+    written = [str(number).strip() for number in numbers]
+    if not written or not all(number.isdecimal() for number in written):
+        raise ValueError("must be the number of a GPU, or several such as 0,1")
+    counted = tuple(int(number) for number in written)
+    if len(set(counted)) < len(counted):
+        raise ValueError("names a GPU twice")
+    return counted
+
+
+GpuNumbers = Annotated[tuple[int, ...], BeforeValidator(_gpu_numbers)]
 WebSocketUrl = Annotated[str, AfterValidator(_websocket_url)]
 ServerUrl = Annotated[str, AfterValidator(_server_url)]
 
@@ -104,8 +117,11 @@ class WorkerConfig(Section):
     name: Text | None = Field(
         default=None, max_length=200, description="What people see; without it, the machine's name."
     )
-    gpu_id: Annotated[int, Field(ge=0)] | None = Field(
-        default=None, description="The GPU to use, by its number; without it, all that are visible."
+    gpu_id: GpuNumbers | None = Field(
+        default=None,
+        description="The GPU to use, by its number; several (a list, or `0,1`) are what "
+        "`tensor_parallel_size` takes from. Numbers count the entries of `CUDA_VISIBLE_DEVICES` "
+        "where it is set. Without `gpu_id`, all that are visible.",
     )
     stages: Texts = Field(
         default=(),

@@ -19,17 +19,18 @@ FAILED: Final = "failed"
 PARTIAL: Final = "partial"
 """Of an item that has reached a stage which its worker does not run; never stored as a row."""
 
-STAGE_STATS: Final = pa.list_(
-    pa.struct(
-        [
-            ("stage", pa.string()),
-            ("tokens_in", pa.int32()),
-            ("tokens_out", pa.int32()),
-            ("finish_reasons", pa.list_(pa.string())),
-            ("milliseconds", pa.int32()),
-        ]
-    )
+_STATS: Final[tuple[pa.Field, ...]] = (
+    pa.field("stage", pa.string()),
+    pa.field("tokens_in", pa.int32()),
+    pa.field("tokens_out", pa.int32()),
+    pa.field("finish_reasons", pa.list_(pa.string())),
+    pa.field("milliseconds", pa.int32()),
 )
+STAGE_STATS: Final = pa.list_(pa.struct(_STATS))
+CREDITED_STATS: Final = pa.list_(
+    pa.struct([*_STATS, pa.field("worker", pa.string()), pa.field("contributor", pa.string())])
+)
+"""As they are stored: with who ran each stage. The wire never says that."""
 TEXTS: Final = pa.list_(pa.string())
 
 WIRE_FIELDS: Final[tuple[pa.Field, ...]] = (
@@ -99,6 +100,13 @@ def wire_schema(output_fields: Sequence[str]) -> pa.Schema:
     return pa.schema([*WIRE_FIELDS, *(pa.field(name, TEXTS) for name in output_fields)])
 
 
+def credited_schema(output_fields: Sequence[str]) -> pa.Schema:
+    """Return `wire_schema` with `CREDITED_STATS`."""
+    schema = wire_schema(output_fields)
+    column = pa.field("stage_stats", CREDITED_STATS)
+    return schema.set(schema.get_field_index("stage_stats"), column)
+
+
 def wire_output_fields(schema: pa.Schema) -> tuple[str, ...]:
     """Return the output fields of a result batch: what follows the fixed fields."""
     fixed = zip(schema.names, WIRE_FIELDS, strict=False)
@@ -121,10 +129,13 @@ def encode_batch(batch: pa.RecordBatch) -> bytes:
     return bytes(sink.getvalue())
 
 
-def decode_rows(payload: bytes, output_fields: Sequence[str] | None = None) -> pa.RecordBatch:
+def decode_rows(
+    payload: bytes, output_fields: Sequence[str] | None = None, *, stored: bool = False
+) -> pa.RecordBatch:
     """Decode and validate a stream made by `encode_rows`.
 
-    Without ``output_fields`` any are accepted: the stream's own names are taken.
+    Without ``output_fields`` any are accepted: the stream's own names are taken. A ``stored``
+    stream is our own, and may say who ran each stage (`CREDITED_STATS`).
 
     Raises:
         ProtocolError: not an Arrow stream, another schema, invalid contents, or not one batch.
@@ -133,6 +144,8 @@ def decode_rows(payload: bytes, output_fields: Sequence[str] | None = None) -> p
         with pa.ipc.open_stream(pa.py_buffer(payload)) as reader:
             names = wire_output_fields(reader.schema) if output_fields is None else output_fields
             expected = wire_schema(names)
+            if stored and reader.schema == credited_schema(names):
+                expected = reader.schema
             if reader.schema not in (expected, _earlier(expected)):
                 raise ProtocolError(f"result rows have another schema: {reader.schema.names}")
             batches = list(reader)

@@ -2,7 +2,8 @@
 
 A partial is an item's row as far as it is known, as a msgpack map: the columns of the wire, and
 for each stage behind it a column of its texts (`recipe.serving.StageColumn`), in the stages' order.
-It is replaced by a later one and deleted by the item's row, in the transaction that stores that.
+Its stage stats say who ran each stage (`Credit`). It is replaced by a later one and deleted by the
+item's row, in the transaction that stores that.
 """
 
 from __future__ import annotations
@@ -16,11 +17,26 @@ from typing import Any
 import msgspec
 import pyarrow as pa
 
-from caption_flow.protocol.rows import WIRE_FIELDS, wire_output_fields, wire_schema
+from caption_flow.protocol.rows import WIRE_FIELDS, credited_schema, wire_output_fields
 from caption_flow.recipe.serving import by_field
 from caption_flow.storage.errors import StorageError
 
 Partial = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Credit:
+    """Whose stages are stored: the worker's name, and whose token it came with."""
+
+    worker: str
+    contributor: str
+
+    def to(self, row: Partial) -> Partial:
+        """Return a row of the wire, its stages being theirs."""
+        names = {"worker": self.worker, "contributor": self.contributor}
+        stats = row["stage_stats"]
+        return {**row, "stage_stats": stats and [{**one, **names} for one in stats]}
+
 
 _WIRE_COLUMNS = tuple(column.name for column in WIRE_FIELDS)
 
@@ -46,10 +62,16 @@ def between_stages(connection: Connection) -> dict[int, dict[str, list[int]]]:
 
 
 def store_partials(
-    connection: Connection, shard: str, stage: int, first: int, rows: Iterable[Partial]
+    connection: Connection,
+    shard: str,
+    stage: int,
+    first: int,
+    rows: Iterable[Partial],
+    *,
+    credit: Credit,
 ) -> None:
     """Store what items have that have reached ``stage``, after what they had at ``first``."""
-    new = {int(row["item_index"]): row for row in rows}
+    new = {int(row["item_index"]): credit.to(row) for row in rows}
     earlier = _earlier(connection, shard, first, new)
     connection.executemany(
         "INSERT OR REPLACE INTO partials VALUES (?, ?, ?, ?)",
@@ -66,13 +88,16 @@ def complete_rows(
     first: int,
     rows: pa.RecordBatch,
     own_fields: Sequence[str],
+    *,
+    credit: Credit,
 ) -> pa.RecordBatch:
     """Return final rows with what the stages before ``first`` gave; their partials are deleted.
 
-    Of the texts in ``rows`` only those of ``own_fields`` count: no worker says what another said.
+    They have `credited_schema`: the rows' own stages are ``credit``'s. Of their texts only those of
+    ``own_fields`` count: no worker says what another said.
     """
     output_fields = wire_output_fields(rows.schema)
-    new = {int(row["item_index"]): row for row in rows.to_pylist()}
+    new = {int(row["item_index"]): credit.to(row) for row in rows.to_pylist()}
     earlier = _earlier(connection, shard, first, new)
     completed = []
     for item, row in new.items():
@@ -86,7 +111,7 @@ def complete_rows(
         completed.append({**_merged(before, wire), **texts})
     delete_partials(connection, {shard: new})
     known = [{name: row[name] for name in rows.schema.names} for row in completed]
-    return pa.RecordBatch.from_pylist(known, wire_schema(output_fields))
+    return pa.RecordBatch.from_pylist(known, credited_schema(output_fields))
 
 
 def delete_partials(connection: Connection, items: Mapping[str, Collection[int]]) -> None:

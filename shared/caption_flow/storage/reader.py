@@ -180,6 +180,6 @@ def read_buffered(connection: Connection, up_to: int = _EVERY_BATCH) -> Iterator
     with closing(connection.execute(_BUFFERED, (up_to,))) as found:
         for values in found:
             batch = StoredBatch(*values)
-            rows = decode_rows(batch.rows)
+            rows = decode_rows(batch.rows, stored=True)
             indices = rows.column("item_index").to_pylist()
             yield complete(batch, rows, read_catalog(connection, batch.shard, indices))

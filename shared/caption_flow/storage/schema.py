@@ -13,8 +13,9 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from caption_flow.protocol.rows import LATER_FIELDS, STAGE_STATS, TEXTS, wire_output_fields
+from caption_flow.protocol.rows import CREDITED_STATS, LATER_FIELDS, TEXTS, wire_output_fields
 from caption_flow.storage.errors import StorageError
 from caption_flow.storage.ranges import ranges_of
 
@@ -40,7 +41,7 @@ _AFTER_OUTPUTS: Final[tuple[pa.Field, ...]] = (
     pa.field("error_kind", pa.string()),
     pa.field("error", pa.string()),
     pa.field("flags", TEXTS),
-    pa.field("stage_stats", STAGE_STATS),
+    pa.field("stage_stats", CREDITED_STATS),
     pa.field("contributor", pa.string()),
     pa.field("worker", pa.string()),
     pa.field("models", TEXTS),
@@ -139,12 +140,37 @@ def unify(schemas: Iterable[pa.Schema]) -> pa.Schema:
 def conform(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
     """Return a batch with exactly the columns of ``schema``; absent ones are null."""
     columns = [
-        batch.column(column.name).cast(column.type)
+        _conformed(batch.column(column.name), column.type)
         if column.name in batch.schema.names
         else pa.nulls(batch.num_rows, column.type)
         for column in schema
     ]
     return pa.RecordBatch.from_arrays(columns, schema=schema)
+
+
+def _conformed(values: pa.Array, kind: pa.DataType) -> pa.Array:
+    # Not every version of pyarrow casts a struct to one with more fields.
+    return credited(values) if kind == CREDITED_STATS else values.cast(kind)
+
+
+def credited(
+    stats: pa.ListArray, worker: str | None = None, contributor: str | None = None
+) -> pa.ListArray:
+    """Return stage stats that say who ran each stage: as they do already, or the one given."""
+    if stats.type == CREDITED_STATS:
+        return stats
+    stages = stats.flatten()
+    whose = [pa.array([name], pa.string()).take(_zeros(stages)) for name in (worker, contributor)]
+    structs = pa.StructArray.from_arrays(
+        [*stages.flatten(), *whose], fields=list(CREDITED_STATS.value_type)
+    )
+    ends = pc.cumulative_sum(pc.fill_null(pc.list_value_length(stats), 0))
+    offsets = pa.concat_arrays([pa.array([0], ends.type), ends])
+    return pa.ListArray.from_arrays(offsets, structs, CREDITED_STATS, mask=stats.is_null())
+
+
+def _zeros(values: pa.Array) -> pa.Array:
+    return pa.repeat(pa.scalar(0, pa.int32()), len(values))
 
 
 def _common_type(column: pa.Field, seen: pa.DataType | None) -> pa.DataType:
@@ -186,7 +212,9 @@ def complete(
     schema = stored_schema(fields, {name: values.type for name, values in extra.items()})
     columns = []
     for column in schema:
-        if column.name in known:
+        if column.name == "stage_stats":
+            columns.append(credited(rows.column(column.name), batch.worker, batch.contributor))
+        elif column.name in known:
             columns.append(pa.array(known[column.name], column.type))
         elif column.name in extra:
             columns.append(extra[column.name])

@@ -156,7 +156,7 @@ class _Inspection:
     def _inspect_buffer(self, listed: Mapping[str, int]) -> None:
         for batch, payload in self._query("SELECT batch, rows FROM batches ORDER BY batch"):
             try:
-                decode_rows(payload)
+                decode_rows(payload, stored=True)
             except ProtocolError as error:
                 self._found.breach(f"{LEDGER_FILE}: batch {batch}: {error}")
                 return

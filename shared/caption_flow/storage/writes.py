@@ -27,7 +27,7 @@ from caption_flow.protocol.rows import (
 from caption_flow.recipe.quality import FLAGS
 from caption_flow.recipe.serving import Leg
 from caption_flow.storage.database import pack_ranges, write_meta
-from caption_flow.storage.partials import complete_rows, read_partials, store_partials
+from caption_flow.storage.partials import Credit, complete_rows, read_partials, store_partials
 from caption_flow.storage.parts import Part, count_flags, count_rows
 from caption_flow.storage.ranges import ranges_of
 from caption_flow.storage.reopen import record_part
@@ -84,7 +84,8 @@ class CommitRows:
         if self.leg is not None and self.leg.first:
             rows = decode_rows(payload, self.output_fields)
             first, own = self.leg.first, self.leg.output_fields
-            rows = complete_rows(connection, self.shard, first, rows, own)
+            credit = Credit(self.worker, self.contributor)
+            rows = complete_rows(connection, self.shard, first, rows, own, credit=credit)
             self.flags = count_flags(rows)
             payload = encode_batch(rows)
         ranges = ranges_of(self.items[at] for at in self.accepted)
@@ -115,6 +116,8 @@ class CommitPartials:
     accepted: tuple[int, ...]
     payload: bytes
     leg: Leg
+    contributor: str
+    worker: str
     counts: Mapping[str, int] = field(default_factory=dict, init=False)
     """None of them is a row of the run yet."""
     flags: Counter[str] = field(default_factory=Counter, init=False)
@@ -137,7 +140,10 @@ class CommitPartials:
 
     def apply(self, connection: Connection) -> None:
         """Insert the partials, or put them in place of earlier ones."""
-        store_partials(connection, self.shard, self.leg.stop, self.leg.first, self._rows)
+        credit = Credit(self.worker, self.contributor)
+        store_partials(
+            connection, self.shard, self.leg.stop, self.leg.first, self._rows, credit=credit
+        )
 
 
 def _accepted_rows(
@@ -199,7 +205,9 @@ class CommitFailure:
         payload = encode_rows([self.row], self.output_fields)
         if read_partials(connection, self.shard, [item]):
             rows = decode_rows(payload, self.output_fields)
-            payload = encode_batch(complete_rows(connection, self.shard, 1, rows, ()))
+            payload = encode_batch(
+                complete_rows(connection, self.shard, 1, rows, (), credit=Credit(self.worker, ""))
+            )
         connection.execute(
             _INSERT_BATCH,
             (

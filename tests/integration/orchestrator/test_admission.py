@@ -19,6 +19,7 @@ from tests.integration.orchestrator.parties import (
     Run,
     led,
     row,
+    until,
 )
 
 
@@ -136,7 +137,20 @@ async def test_flags_are_counted_for_monitors_and_in_the_log(tmp_path: Path) -> 
             report = (await monitor.expect(Status)).report
     expected = {"length": len(items), "refusal": 1}
     assert report["flagged"] == expected
-    assert [entry["flagged"] for entry in logs if "flagged" in entry][-1] == expected
+    steps = [entry for entry in logs if entry["event"].startswith("step ")]
+    assert steps[-1]["flagged"] == expected
+    assert all(entry["flagged"] for entry in steps if "flagged" in entry), "a word about nothing"
+
+
+async def test_the_log_has_no_word_of_flags_where_there_are_none(tmp_path: Path) -> None:
+    with capture_logs() as logs:
+        async with led(tmp_path, images=1) as run:
+            worker = await run.join()
+            await worker.work_off(await worker.lease())
+            await until(run.orchestrator.finished.is_set)
+    steps = [entry for entry in logs if entry["event"] == "step 1/1"]
+    assert steps
+    assert "flagged" not in steps[0]
 
 
 async def test_a_monitor_that_speaks_as_a_worker_is_closed(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from caption_flow.protocol.rows import CAPTIONED, FAILED, PARTIAL, Row, StageSta
 from caption_flow.storage.verify import verify
 from tests.integration.orchestrator.parties import (
     MONITOR_TOKEN,
+    OTHER_TOKEN,
     Run,
     ScriptedWorker,
     led,
@@ -101,7 +102,7 @@ async def test_each_worker_is_told_what_came_before_and_the_row_has_it_all(tmp_p
         granted = await looking.lease()
         assert (granted.stage, [item.earlier for item in granted.items]) == (0, [None] * 3)
         await look(looking, granted.lease, items_of(granted))
-        judging = await run.join(stages=JUDGE)
+        judging = await run.join(stages=JUDGE, token=OTHER_TOKEN)
         granted = await judging.lease()
         assert granted.stage == 1
         for item in granted.items:
@@ -125,6 +126,11 @@ async def test_each_worker_is_told_what_came_before_and_the_row_has_it_all(tmp_p
             assert row["seen"] == [*seen_by_look(number), f"and more {number}"]
             assert row["verdict"] == [f"fine {number}"]
             assert [stats["stage"] for stats in row["stage_stats"]] == ["look", "judge", "add"]
+            contributors = [stats["contributor"] for stats in row["stage_stats"]]
+            assert contributors == ["somebody", "somebody else", "somebody"]
+            assert [stats["worker"] for stats in row["stage_stats"]] == [
+                one.session for one in (looking, judging, adding)
+            ]
             assert row["models"] == ["large", "small"]
             assert (row["content_hash"], row["image_width"]) == (f"hash {number}", number + 1)
             assert (row["status"], row["error_kind"]) == (CAPTIONED, None)

@@ -14,7 +14,7 @@ from typing import Any
 
 import pyarrow.dataset as ds
 
-from caption_flow.protocol.rows import CAPTIONED, FAILED, Row, encode_rows
+from caption_flow.protocol.rows import CAPTIONED, FAILED, Row, StageStats, encode_rows
 from caption_flow.storage.database import LEDGER_FILE, PARTS_FOLDER
 from caption_flow.storage.errors import StorageError
 from caption_flow.storage.reader import StorageReader
@@ -61,9 +61,16 @@ def listed(count: int, first: int = 0) -> AppendItems:
 
 def captioned(*items: int, text: str = "caption of") -> CommitRows:
     """A worker's batch with these items captioned."""
+    stats = [StageStats("default", 5, 7, ("stop",), 12)]
     return batch(
         [
-            Row(item, CAPTIONED, {"captions": [f"{text} {item}"]}, content_hash=f"hash {item}")
+            Row(
+                item,
+                CAPTIONED,
+                {"captions": [f"{text} {item}"]},
+                content_hash=f"hash {item}",
+                stage_stats=stats,
+            )
             for item in items
         ]
     )

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -16,6 +17,7 @@ from caption_flow.protocol.rows import (
     CAPTIONED,
     FAILED,
     LATER_FIELDS,
+    STAGE_STATS,
     Row,
     decode_rows,
     encode_batch,
@@ -39,6 +41,14 @@ from tests.integration.storage.folders import (
     rows_in_parts,
 )
 
+STATS = {
+    "stage": "default",
+    "tokens_in": 5,
+    "tokens_out": 7,
+    "finish_reasons": ["stop"],
+    "milliseconds": 12,
+}
+
 
 def earlier(write: CommitRows) -> CommitRows:
     """The same batch as a worker sent it before there were these columns."""
@@ -57,6 +67,9 @@ async def store_an_earlier_part(data_dir: Path) -> None:
         await store.write(earlier(captioned(3)))
     (path,) = (data_dir / PARTS_FOLDER).iterdir()
     table = pq.read_table(path)
+    uncredited = pa.array(table.column("stage_stats").to_pylist(), STAGE_STATS)
+    place = table.schema.get_field_index("stage_stats")
+    table = table.set_column(place, pa.field("stage_stats", STAGE_STATS), uncredited)
     pq.write_table(table.drop_columns(sorted(LATER_FIELDS)), path, compression="zstd")
     _record(data_dir, path)
 
@@ -73,6 +86,10 @@ async def test_parts_and_batches_without_them_stay_readable(tmp_path: Path) -> N
     found = rows_in(tmp_path)
     assert sorted(found) == [0, 1, 2, 3]
     assert {row["flags"] for row in found.values()} == {None}
+    assert found[1]["stage_stats"] == [{**STATS, "worker": None, "contributor": None}]
+    by = {"worker": "worker 1", "contributor": "somebody"}
+    assert found[3]["stage_stats"] == [{**STATS, **by}]
+    assert found[2]["stage_stats"] == []
     assert not verify(tmp_path).breached
     contents = await StorageManager(tmp_path).get_shard_contents("default")
     assert contents.output_fields == ["captions"]

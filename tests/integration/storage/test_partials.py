@@ -4,10 +4,21 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
 from caption_flow.protocol.codec import ProtocolError
-from caption_flow.protocol.rows import CAPTIONED, FAILED, PARTIAL, Row, encode_rows
+from caption_flow.protocol.rows import (
+    CAPTIONED,
+    FAILED,
+    PARTIAL,
+    Row,
+    StageStats,
+    credited_schema,
+    decode_rows,
+    encode_batch,
+    encode_rows,
+)
 from caption_flow.recipe.serving import Leg
 from caption_flow.recipe.stages import Stage, build_recipe
 from caption_flow.recipe.structure import Structure
@@ -22,6 +33,7 @@ from tests.integration.storage.folders import (
     opened,
     query,
     rows_in,
+    rows_in_parts,
 )
 
 RECIPE = build_recipe(
@@ -44,18 +56,25 @@ def reached(leg: Leg, *items: int, accepted: tuple[int, ...] | None = None) -> C
             PARTIAL,
             {name: [text.replace("ITEM", str(item)) for text in of] for name, of in texts.items()},
             recipe=RECIPE.fingerprint,
+            stage_stats=stats_of(leg),
         )
         for item in items
     ]
     places = tuple(range(len(items))) if accepted is None else accepted
-    return CommitPartials(SHARD, items, places, encode_rows(rows, names), leg)
+    payload = encode_rows(rows, names)
+    return CommitPartials(SHARD, items, places, payload, leg, f"owner of {names[0]}", names[0])
+
+
+def stats_of(leg: Leg) -> list[StageStats]:
+    return [StageStats(stage.name, 5, 7, ("stop",), 12) for stage in leg.stages]
 
 
 def final(leg: Leg, *items: int, status: str = CAPTIONED) -> CommitRows:
     """A batch of items at their end, with what the stages of a leg gave."""
     kind = None if status == CAPTIONED else "empty_caption"
     texts = {name: [f"a {name}"] for name in leg.output_fields} if status == CAPTIONED else {}
-    rows = [Row(item, status, texts, error_kind=kind) for item in items]
+    stats = stats_of(leg)
+    rows = [Row(item, status, texts, error_kind=kind, stage_stats=stats) for item in items]
     return CommitRows(
         shard=SHARD,
         chunk_first=0,
@@ -107,6 +126,42 @@ async def test_the_row_has_what_came_before_and_takes_its_place(tmp_path: Path) 
     assert (findings.captioned, findings.between, findings.breaches) == (1, 1, [])
 
 
+async def test_each_stage_is_credited_to_who_ran_it(tmp_path: Path) -> None:
+    async with opened(tmp_path) as store:
+        await store.write(listed(5))
+        await store.write(reached(FIRST, 0, 1, 2, 3))
+        await store.write(reached(SECOND, 0))
+        await store.write(final(LAST, 0))
+        await store.write(final(Leg(RECIPE, 1, 3), 1))
+        await store.write(final(SECOND, 2, status=FAILED))
+        lost = Row(3, FAILED, error_kind="quarantined", error="why")
+        await store.write(CommitFailure(SHARD, 0, lost, RECIPE.output_fields, ""))
+        buffered = rows_in(tmp_path)
+        assert not verify(tmp_path).breached
+        await store.checkpoint()
+    one, two = ("one.first", "owner of one.first"), ("two.second", "owner of two.second")
+    last = ("worker 1", "somebody")
+    for rows in (buffered, rows_in_parts(tmp_path)):
+        credited = {
+            item: [(of["worker"], of["contributor"]) for of in row["stage_stats"]]
+            for item, row in rows.items()
+        }
+        assert credited == {0: [one, two, last], 1: [one, last, last], 2: [one, last], 3: [one]}
+        assert [of["stage"] for of in rows[0]["stage_stats"]] == ["one", "two", "three"]
+        assert {of["tokens_out"] for row in rows.values() for of in row["stage_stats"]} == {7}
+
+
+async def test_nobody_credits_stages_over_the_wire(tmp_path: Path) -> None:
+    forged = final(LAST, 0)
+    rows = decode_rows(forged.payload)
+    schema = credited_schema(RECIPE.output_fields)
+    forged.payload = encode_batch(pa.RecordBatch.from_pylist(rows.to_pylist(), schema))
+    async with opened(tmp_path) as store:
+        await store.write(listed(1))
+        with pytest.raises(ProtocolError, match="another schema"):
+            await store.write(forged)
+
+
 async def test_a_row_is_not_believed_about_what_came_before(tmp_path: Path) -> None:
     forged = final(LAST, 0)
     rows = [Row(0, CAPTIONED, {name: ["forged"] for name in RECIPE.output_fields})]
@@ -148,7 +203,7 @@ async def test_parts_of_answers_may_be_missing_and_flags_of_all_stages_are_kept(
     async with opened(tmp_path) as store:
         await store.write(listed(1))
         payload = encode_rows([begun], names)
-        await store.write(CommitPartials(SHARD, (0,), (0,), payload, Leg(recipe, 0, 1)))
+        await store.write(CommitPartials(SHARD, (0,), (0,), payload, Leg(recipe, 0, 1), "", ""))
         await store.write(batch)
     row = rows_in(tmp_path)[0]
     assert (row["first"], row["tags"], row["end"]) == (["{}"], [], ["x"])

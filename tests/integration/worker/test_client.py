@@ -274,7 +274,7 @@ async def test_fetches_in_flight_are_bounded() -> None:
 async def test_the_worker_says_hello_with_its_token_name_and_secret() -> None:
     async with (
         scripted_orchestrator() as orchestrator,
-        worker(orchestrator, answering(), name="SimpleTuner caption worker 1 \udcff", gpu_id=3),
+        worker(orchestrator, answering(), name="SimpleTuner caption worker 1 \udcff", gpus=("3",)),
     ):
         peer = await orchestrator.joined()
         assert peer.hello.name == "SimpleTuner caption worker 1 ?"

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from caption_flow.cli.gpus import Shares
 from caption_flow.cli.plan import Plan
 from caption_flow.cli.summary import Failure, Findings, Outcome, summary
 from caption_flow.config.load import load_orchestrator
@@ -27,7 +28,7 @@ def plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Plan:
         config=load_orchestrator(None, overrides).config,
         engine="vllm",
         worker_arguments=(),
-        gpus=[None],
+        gpus=Shares((None,)),
         output=None,
         existing="skip",
         export_column="captions",

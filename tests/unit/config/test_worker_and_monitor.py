@@ -54,6 +54,26 @@ def test_a_stage_to_run_has_a_name(stages: object) -> None:
     assert refusal(stages=stages) == "command line: stages: one of the names is empty"
 
 
+@pytest.mark.parametrize(
+    ("written", "numbers"),
+    [(0, (0,)), ("1", (1,)), ("0,1", (0, 1)), (" 3 , 2", (3, 2)), ([0, 2], (0, 2)), (["1"], (1,))],
+)
+def test_a_workers_gpus_are_a_number_a_list_or_numbers_with_commas_between(
+    written: object, numbers: tuple[int, ...]
+) -> None:
+    assert worker(gpu_id=written).config.gpu_id == numbers
+
+
+@pytest.mark.parametrize("written", ["", "0,", "x", "0 1", -1, 0.5, True, [], [0, None]])
+def test_a_gpu_is_named_by_its_number(written: object) -> None:
+    says = "command line: gpu_id: must be the number of a GPU, or several such as 0,1"
+    assert refusal(gpu_id=written) == says
+
+
+def test_a_gpu_is_named_once() -> None:
+    assert refusal(gpu_id="1,0,1") == "command line: gpu_id: names a GPU twice"
+
+
 def test_a_worker_without_a_server_is_refused() -> None:
     with pytest.raises(ConfigError) as caught:
         load_worker(None)

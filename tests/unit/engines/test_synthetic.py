@@ -2,6 +2,10 @@
 
 import asyncio
 import hashlib
+import os
+import re
+import subprocess
+import sys
 import time
 from typing import Any
 
@@ -17,6 +21,7 @@ from caption_flow.worker.engines.base import (
     RequestRefused,
 )
 from caption_flow.worker.engines.synthetic import REFUSED, SyntheticEngine, synthetic_caption
+from tests.support.cli import ROOTS
 
 PIXELS = Image.new("RGB", (1, 1))
 A, B = "a1" * 16, "b2" * 16
@@ -263,8 +268,56 @@ async def test_a_structure_is_kept_to() -> None:
             structure.read(first)
 
 
-async def test_a_structure_that_cannot_be_made_up_is_refused_at_the_start() -> None:
+REGEXES = (
+    r"[A-C]-[0-9]{2}",
+    r"(yes|no)",
+    r"(?i)^\w+(, \w+){2,4}\.?$",
+    r"[^,]+, [^\W\d]+",
+    r"\s*.+",
+    r"(a|b)\1+",
+    r"(?P<hour>[01]\d|2[0-3]):[0-5]\d",
+    r"(?!a)[a-d]c",
+)
+
+
+@pytest.mark.parametrize("regex", REGEXES)
+async def test_a_regex_is_matched(regex: str) -> None:
+    structure = Structure(regex=regex)
     engine = SyntheticEngine("m")
-    engine.expect([{}, {"structured_outputs": {"regex": "[a-z]+"}}])
-    with pytest.raises(EngineUnavailable, match="structured output by regex"):
+    engine.expect([structure.sampling()])
+    await engine.start()
+    said = set()
+    for number in range(20):
+        picture = PreparedImage(Image.new("RGB", (8, 8)), f"{number:032x}")
+        request = Request("r", "p", picture, structure.sampling())
+        first, again = [(await engine.generate(request)).text for _ in range(2)]
+        assert first == again
+        assert first == first.strip(), "what it is stored as would not match"
+        structure.read(first)
+        said.add(first)
+    assert len(said) > 1
+
+
+def test_what_matches_a_regex_is_the_same_in_every_process() -> None:
+    source = (
+        "from caption_flow.worker.engines.synthetic_structure import structured_answer as say;"
+        r"print(say({'regex': r'[^a-f]{30}\W{5}.{5}\D{5}x'}, 'seed', 0).encode())"
+    )
+    said = {
+        subprocess.run(
+            [sys.executable, "-c", source],
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(ROOTS), "PYTHONHASHSEED": seed},
+            check=True,
+            capture_output=True,
+        ).stdout
+        for seed in ("1", "2", "3")
+    }
+    assert len(said) == 1, said
+
+
+@pytest.mark.parametrize("regex", [r"(?<=a)b", r"(?>a|b)c", r"a{100000}", r"\s*"])
+async def test_a_structure_that_cannot_be_made_up_is_refused_at_the_start(regex: str) -> None:
+    engine = SyntheticEngine("m")
+    engine.expect([{}, {"structured_outputs": {"regex": regex}}])
+    with pytest.raises(EngineUnavailable, match=re.escape(f"structured output by regex {regex!r}")):
         await engine.start()

@@ -49,7 +49,7 @@ def stored(index: int, **more: Any) -> Item:
 
 def stats(stage: str) -> Item:
     counts = {"tokens_in": 5, "tokens_out": 7, "finish_reasons": ["stop"], "milliseconds": 12}
-    return {"stage": stage} | counts
+    return {"stage": stage} | counts | {"worker": "w", "contributor": "somebody"}
 
 
 def failed(index: int, **more: Any) -> Item:

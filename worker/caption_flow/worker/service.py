@@ -48,7 +48,7 @@ class WorkerSettings:
     ``engine_settings`` are the engine's own options, laid over the recipe's. ``model`` replaces
     the recipe's model, if it names only one; ``batch_size`` limits the requests in flight,
     ``look_ahead_items`` and ``look_ahead_bytes`` what is prepared ahead of the engine. ``stages``
-    names those to run, none for all.
+    names those to run, none for all. ``gpus`` is what its owner chose, for people.
     ``exit_with_parent`` ends the worker with the process that started it.
     """
 
@@ -59,7 +59,7 @@ class WorkerSettings:
     engine_settings: Mapping[str, Any] = field(default_factory=dict)
     model: str | None = None
     batch_size: int | None = None
-    gpu_id: int | None = None
+    gpus: tuple[str, ...] = ()
     stages: tuple[str, ...] = ()
     trust_remote_code: bool = False
     verify_ssl: bool = True
@@ -164,7 +164,7 @@ def _hello(settings: WorkerSettings) -> Hello:
         session=secrets.token_hex(16),
         version=version,
         engine=settings.engine,
-        device="" if settings.gpu_id is None else f"gpu {settings.gpu_id}",
+        device=f"gpu {','.join(settings.gpus)}" if settings.gpus else "",
         stages=settings.stages,
     )
 

@@ -21,6 +21,7 @@ MAX_SHARE: Final = 0.95
 DEFAULT_SHARE: Final = 0.92
 """Of an engine of which nothing is said: vLLM's own default."""
 SHARE_OPTION: Final = "gpu_memory_utilization"
+PARALLEL_OPTION: Final = "tensor_parallel_size"
 
 _MAX_WEIGHED: Final = 7
 """Up to so many models every way to group them is weighed, above they are taken as they come."""
@@ -108,6 +109,12 @@ def place(
 def takes_device(engine_kind: str) -> bool:
     """Tell whether engines of a kind take this machine's device, so that they have to fit."""
     return engine_kind not in _ELSEWHERE
+
+
+def gpus_needed(options: Mapping[str, Any]) -> int:
+    """Return how many GPUs one engine with these options takes on its machine."""
+    named = options.get(PARALLEL_OPTION)
+    return named if isinstance(named, int) else 1
 
 
 def route(standings: Collection[Standing], loaded: int | None) -> tuple[int, ...]:

@@ -172,10 +172,11 @@ class SyntheticEngine:
             EngineUnavailable: a structured output is asked for that it cannot make up.
         """
         if self._impossible:
-            kinds = ", ".join(sorted({kind for one in self._impossible for kind in one}))
+            kinds = [f"{kind} {value!r}" for one in self._impossible for kind, value in one.items()]
             raise EngineUnavailable(
-                f"the synthetic engine cannot make up answers for structured output by {kinds}; "
-                "it can for json_schema and choice"
+                "the synthetic engine cannot make up answers for structured output by "
+                f"{', '.join(dict.fromkeys(kinds))}; it can for json_schema, choice, and regexes "
+                "without lookaround, atomic groups and long repeats"
             )
         await asyncio.sleep(self._options.load_seconds)
         self._ended = asyncio.Event()

@@ -1,16 +1,26 @@
 """Made-up answers of a given structure, so that recipes with structured output can be rehearsed.
 
 Pure: the same structure and text give the same answer. Covers the JSON schemas people write for
-captions; whether what comes out fits is for whoever asked to check, as with any engine.
+captions, and most regexes; whether what comes out fits is for whoever asked to check, as with any
+engine.
 """
 
 from __future__ import annotations
 
 import json
+import random
+import re
+import string
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+import rstr
+
 _MAX_DEPTH: Final = 12
+_PLAIN: Final = string.ascii_letters + string.digits + " "
+"""What a dot stands for."""
+_ATTEMPTS: Final = 50
+"""At a regex; what looks ahead or behind is matched by chance."""
 
 
 def structured_answer(structure: Mapping[str, Any], text: str, number: int) -> str | None:
@@ -25,6 +35,28 @@ def structured_answer(structure: Mapping[str, Any], text: str, number: int) -> s
         schema = json.loads(schema)
     if isinstance(schema, Mapping):
         return json.dumps(_Writer(schema, text, number).value(schema, 0), ensure_ascii=False)
+    if regex := structure.get("regex"):
+        return _matching(str(regex), text)
+    return None
+
+
+class _Repeatable(random.Random):
+    """Chance that a seed decides on any machine, also where a set of letters has no order."""
+
+    def choice(self, seq: Any) -> Any:
+        return super().choice(sorted(seq) if isinstance(seq[0], str) else seq)
+
+
+def _matching(regex: str, seed: str) -> str | None:
+    """Return a text that matches without space around it, as answers are stored, or None."""
+    for attempt in range(_ATTEMPTS):
+        chance = _Repeatable(f"{seed} {attempt}")
+        try:
+            text = rstr.Rstr(chance, printable=_PLAIN).xeger(regex).strip()
+        except (LookupError, ValueError):  # what it does not know: atomic groups, long repeats
+            return None
+        if text and re.fullmatch(regex, text):
+            return text
     return None
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import os
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -28,6 +29,7 @@ from caption_flow.worker.engines.base import (
     Request,
     RequestRefused,
 )
+from caption_flow.worker.engines.devices import too_few_gpus
 from caption_flow.worker.engines.in_flight import InFlight
 from caption_flow.worker.engines.models import missing_model_folder
 from caption_flow.worker.engines.vllm_checks import check_options
@@ -99,6 +101,9 @@ class VllmEngine:
         """
         if missing := missing_model_folder(self._wanted.model):
             raise EngineUnavailable(missing)
+        asked = {**self._wanted.options, **self._wanted.owner_options}
+        if too_few := too_few_gpus(self._wanted.model, asked, os.environ):
+            raise EngineUnavailable(too_few)
         async with self._changing:
             if self._running is None:
                 running = await self._load()

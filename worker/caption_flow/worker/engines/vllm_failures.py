@@ -165,7 +165,7 @@ def _bad_config(now: Situation, found: re.Match[str]) -> str:
 def _too_few_devices(now: Situation, found: re.Match[str]) -> str:
     return (
         f"model '{now.model}' is to run on more devices than it may see ({_detail(found)}): lower "
-        "tensor_parallel_size, or let it see more (CUDA_VISIBLE_DEVICES; --gpu-id shows it one)"
+        "tensor_parallel_size, or let it see more (CUDA_VISIBLE_DEVICES; --gpu-id 0,1)"
     )
 
 
