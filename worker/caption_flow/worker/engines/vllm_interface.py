@@ -124,27 +124,29 @@ def create_engine(options: Mapping[str, Any], *, comes_back: bool) -> Any:
         # Told before minutes of loading.
         raise ValueError(f"{options['model']} is not a multimodal model")
     if comes_back:
-        _keep_encoded(config)
+        keep_encoded(config, device_bytes=None if on_cpu() else _device_bytes())
     return AsyncLLM.from_vllm_config(config, usage_context=context, disable_log_stats=True)
 
 
-def _keep_encoded(config: Any) -> None:
-    """Have the encoder's output kept until a picture's next stage: see `vllm_encoder_cache`."""
+def keep_encoded(config: Any, *, device_bytes: int | None) -> None:
+    """Have the encoder's output kept until a picture's next stage: see `vllm_encoder_cache`.
+
+    ``config`` is vLLM's own, ``device_bytes`` the device's memory, None without one.
+    """
     scheduler, cache, model = config.scheduler_config, config.cache_config, config.model_config
     default = getattr(scheduler, "encoder_cache_size", None)
-    device_bytes = None if on_cpu() else _device_bytes()
     # With the cache's bytes given, vLLM measures no memory: there is none to set aside.
     is_measured = getattr(cache, "kv_cache_memory_bytes", None) is None
-    if default is None or not (device_bytes is None or is_measured):
+    if default is None or (device_bytes is not None and not is_measured):
         return
     keep = keeping(
         default,
         useful=math.ceil(RESERVE * scheduler.max_num_seqs) * model.max_model_len,
         bytes_each=_embedding_bytes(model),
-        device_bytes=device_bytes and device_bytes * cache.gpu_memory_utilization,
+        device_bytes=None if device_bytes is None else device_bytes * cache.gpu_memory_utilization,
     )
     scheduler.encoder_cache_size = keep.embeddings
-    if device_bytes:
+    if device_bytes is not None:
         # What is kept beyond a batch is not in what vLLM measures when it starts.
         cache.gpu_memory_utilization -= keep.extra_bytes / device_bytes
 
