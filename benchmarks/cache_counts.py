@@ -9,7 +9,11 @@ from vllm.v1.metrics.loggers import StatLoggerBase
 
 
 class CacheCounts(StatLoggerBase):
-    """Adds up queries and hits of the prefix cache (tokens) and the multimodal cache (images)."""
+    """Adds up queries and hits of the prefix cache (tokens) and the multimodal cache (images).
+
+    Also the images that were encoded, which vLLM counts if ``enable_logging_iteration_details`` is
+    set.
+    """
 
     def __init__(self, vllm_config: Any, engine_index: int = 0) -> None:
         del vllm_config, engine_index
@@ -26,6 +30,8 @@ class CacheCounts(StatLoggerBase):
         if scheduler_stats is not None:
             counts["prefix tokens asked"] += scheduler_stats.prefix_cache_stats.queries
             counts["prefix tokens found"] += scheduler_stats.prefix_cache_stats.hits
+            if scheduler_stats.iteration_details is not None:
+                counts["images encoded"] += scheduler_stats.iteration_details.num_encoder_inputs
         if mm_cache_stats is not None:
             counts["images asked"] += mm_cache_stats.queries
             counts["images found"] += mm_cache_stats.hits

@@ -4,6 +4,7 @@
     python benchmarks/worker.py --device simulated one of the two devices
     python benchmarks/worker.py --only one-stage   some of the comparisons
     python benchmarks/worker.py --pairs 9          more of each
+    python benchmarks/worker.py --only sharing     ``benchmarks/sharing.py``, which has more to say
 
 Needs vLLM. In one process there is one engine (the tiny model of the tests), and both sides of a
 comparison take turns at it, caches cleared between them, so that whatever else the machine does
@@ -70,13 +71,9 @@ STAGES: Final[Mapping[str, tuple[tuple[str, ...], ...]]] = {
         ("Describe this image in detail.",),
         ("Please condense this elaborate caption to only the important details: {caption}",),
     ),
-    "many-prompts": (
-        ("Describe this image in detail.", "describe this image briefly", "caption this image"),
-        ("Please condense this elaborate caption to only the important details: {caption}",),
-    ),
 }
 
-PARTS: Final = ("starvation", *STAGES)
+PARTS: Final = ("starvation", *STAGES, "sharing")
 
 
 def drawn_tokens(image_hash: str, prompt: str) -> int:
@@ -163,6 +160,10 @@ class DrawnLengths(Timed):
     async def generate(self, request: Request) -> Completion:
         """Answer in the drawn length."""
         tokens = drawn_tokens(request.image.content_hash, request.prompt)
+        return await self.answer(request, tokens)
+
+    async def answer(self, request: Request, tokens: int) -> Completion:
+        """Answer with so many tokens."""
         sampling = {"temperature": 0.0, "ignore_eos": True, "max_tokens": tokens}
         return await super().generate(replace(request, sampling=sampling))
 
@@ -282,18 +283,29 @@ def chat_params() -> Any:
 
 async def ask(llm: Any, image: PreparedImage, prompt: str) -> str:
     """Ask vLLM about an image, with nothing of ours between."""
+    output = await answer_to(llm, image, prompt)
+    text: str = output.outputs[0].text
+    return text.strip()
+
+
+async def answer_to(
+    llm: Any, image: PreparedImage, prompt: str, *, text_first: bool = False
+) -> Any:
+    """Return vLLM's own output for a prompt about an image."""
     content = [
         {"type": "image_pil", "image_pil": image.pixels, "uuid": image.content_hash},
         {"type": "text", "text": prompt},
     ]
+    if text_first:
+        content.reverse()
     _, (rendered,) = await llm.renderer.render_chat_async(
         [[{"role": "user", "content": content}]], chat_params()
     )
-    text, name = "", f"bare-{time.monotonic_ns()}-{random.getrandbits(32)}"
+    output, name = None, f"bare-{time.monotonic_ns()}-{random.getrandbits(32)}"
     params = sampling(drawn_tokens(image.content_hash, prompt))
-    async for output in llm.generate(rendered, params, name):
-        text = output.outputs[0].text
-    return text.strip()
+    async for part in llm.generate(rendered, params, name):
+        output = part
+    return output
 
 
 async def bare(setting: Setting, stages: Sequence[Sequence[str]], items: int) -> Pace:
@@ -370,22 +382,6 @@ def compared(ours: Sequence[Pace], name: str, theirs: Sequence[Pace]) -> str:
     )
 
 
-async def count_hits(setting: Setting, *, items: int) -> None:
-    """Print how often vLLM found an image and its tokens in its caches."""
-    await setting.forget()
-    before = simulated_device.counts.copy()
-    await whole_worker(setting, STAGES["many-prompts"], items)
-    seen = simulated_device.counts - before
-    requests = items * sum(len(prompts) for prompts in STAGES["many-prompts"])
-    print(
-        f"  many-prompts: {items} images, {requests} requests about them (3 prompts, then 1 about "
-        f"their answers): processed {seen['images asked'] - seen['images found']} times, found "
-        f"{seen['images found']} times in vLLM's multimodal cache; {seen['prefix tokens found']:,} "
-        f"of {seen['prefix tokens asked']:,} prompt tokens found in its prefix cache",
-        flush=True,
-    )
-
-
 async def starvation(folder: Path, said: Sequence[str], *, seconds: float = 40.0) -> None:
     """Print what a worker says of its starvation beside an engine that does 200 items a second."""
     items, width = int(seconds * 200), 64
@@ -430,8 +426,6 @@ async def run_comparisons(
     if "two-stages" in only:
         others = {"hand-chained": (bare, items), "blocking": (blocking, 24)}
         await compare(setting, "two-stages", others, items=items, pairs=pairs)
-    if "many-prompts" in only:
-        await count_hits(setting, items=128)
     for line in setting.said[-1:]:
         print(f"  the worker's own word on its last run: {line}", flush=True)
 
@@ -499,6 +493,9 @@ def main() -> None:
                 runner.run(measure_starvation())
         for device in DEVICES if set(STAGES) & set(chosen.only) else ():
             subprocess.run([sys.executable, *sys.argv, "--device", device], check=True)
+        if "sharing" in chosen.only:
+            counting = Path(__file__).with_name("sharing.py")
+            subprocess.run([sys.executable, str(counting)], check=True)
         return
     if chosen.device == "simulated":
         os.environ[simulated_device.SWITCH] = "1"

@@ -350,7 +350,7 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
         "question without an answer",
         "every question for work is answered",
         "ledger",
-        "effects.append(ev.Wait(name, self.policy.lease_seconds / 3))",
+        "effects.append(ev.Wait(name, self.policy.lease_seconds / 3, all_out))",
         "pass",
     ),
     # ------------------------------------------------------------------ the tail
@@ -360,6 +360,20 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
         "book",
         "effects.append(lease.trim(lease.mask & mask))\n        self.shrink(lease, mask, effects)",
         "effects.append(lease.trim(lease.mask & mask))",
+    ),
+    _ledger(
+        "end announced too soon",
+        "nobody hears that all is handed out while somebody may have something to spare",
+        "handout",
+        "            or may_spare(session)\n",
+        "",
+    ),
+    _ledger(
+        "stage forgotten at the end",
+        "what another worker will pass on is not handed out yet",
+        "handout",
+        "or any(session.reach(lease.stage) < self._policy.stages for lease in leases)",
+        "",
     ),
     _ledger(
         "full engines asked",

@@ -35,6 +35,7 @@ class ListedDesk:
         self.rows: dict[int, Row] = {}
         self.moved = asyncio.Event()
         self.is_held_back = False
+        self.all_handed_out = False
 
     def next_job(self) -> Job | None:
         if not self.waiting or self.is_held_back:

@@ -560,8 +560,8 @@ class Orchestrator:
                     self._watch(self._store.write(EndLease(lease)))
                 case ev.ForgetLease(lease):
                     self._watch(self._store.write(ForgetLease(lease)))
-                case ev.Wait(session, seconds):
-                    self._tell(session, Wait(seconds))
+                case ev.Wait(session, seconds, all_handed_out):
+                    self._tell(session, Wait(seconds, all_handed_out))
                 case ev.Trim(session, lease, items):
                     self._tell(session, Trim(lease, items))
                 case ev.Recall(session):

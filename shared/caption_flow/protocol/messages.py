@@ -204,9 +204,13 @@ class Grant(Message, frozen=True, tag="grant"):
 
 
 class Wait(Message, frozen=True, tag="wait"):
-    """Nothing to hand out now; ask again after ``seconds``."""
+    """Nothing to hand out now; ask again after ``seconds``.
+
+    ``all_handed_out``: nothing is left of the run but what workers are at, as far as is known.
+    """
 
     seconds: float
+    all_handed_out: bool = False
 
 
 class Ack(Message, frozen=True, tag="ack"):

@@ -750,6 +750,11 @@ async def test_what_the_engine_waits_for_follows_the_items() -> None:
         it.pipeline.nudge()
         await asyncio.sleep(0)
         assert starved_by(it) == {Cause.BACK_PRESSURE}
+        it.desk.is_held_back, it.desk.all_handed_out = False, True
+        it.pipeline.nudge()
+        await asyncio.sleep(0)
+        assert starved_by(it) == set(), "nobody has any more"
+        assert it.pipeline.gauge.idle_at_end() > 0.0
 
 
 async def test_an_engine_that_always_dies_is_given_up_and_no_item_is_blamed() -> None:

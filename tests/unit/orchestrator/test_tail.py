@@ -105,3 +105,87 @@ def test_a_worker_that_vanishes_in_the_tail_does_not_hold_it_up() -> None:
     tail_seconds = race(run, [Engine(run.worker(name), 4, 0.5) for name in ("ada", "bob")])
 
     assert tail_seconds <= 5 + 2 * 0.5 + 4.0
+
+
+# --------------------------------------------------------------------------- that it is one
+
+
+def hears_of_the_end(worker: Worker) -> bool:
+    """Ask with nothing left to begin; tell whether the answer is that nothing is to be had."""
+    worker.asks(width=4, idle=0)
+    return any(wait.all_handed_out for wait in worker.run.tells(ev.Wait, worker.name))
+
+
+def test_who_is_idle_hears_that_every_item_is_handed_out() -> None:
+    run = rehearsal(items=4)
+    ada = run.worker("ada")
+    ada.asks(width=4)
+
+    assert hears_of_the_end(ada)
+
+
+def test_while_the_source_is_listed_more_may_come() -> None:
+    run = rehearsal(items=4, listed=False)
+    ada = run.worker("ada")
+    ada.asks(width=4)
+
+    assert not hears_of_the_end(ada)
+
+
+def test_what_a_busy_worker_could_give_up_is_to_be_had_until_it_says_otherwise() -> None:
+    run = rehearsal(items=10)
+    ada, bob = run.worker("ada"), run.worker("bob")
+    ada.asks(width=4)
+
+    assert not hears_of_the_end(bob)
+    ada.gives_up()
+
+    assert [wait.all_handed_out for wait in run.tells(ev.Wait, "bob")] == [True]
+
+
+def test_what_somebody_gives_up_is_not_announced_as_the_end() -> None:
+    run = rehearsal(items=10)
+    ada, bob = run.worker("ada"), run.worker("bob")
+    lease = ada.asks(width=4)
+    assert lease is not None
+    bob.asks(width=4)
+    run.tells(ev.Wait)
+
+    ada.gives_up(lease, *lease.items[6:])
+
+    assert bob.was_given() is not None
+    assert not run.tells(ev.Wait)
+
+
+def test_what_a_vanished_worker_holds_is_still_to_be_had() -> None:
+    run = rehearsal(items=4)
+    ada, bob = run.worker("ada"), run.worker("bob")
+    ada.asks(width=4)
+    ada.drops()
+
+    assert not hears_of_the_end(bob)
+
+
+def test_items_that_come_from_another_workers_stage_are_still_to_be_had() -> None:
+    run = rehearsal(items=4, stages=2)
+    first, second = run.worker("first", 0), run.worker("second", 1)
+    first.asks(width=4)
+
+    assert not hears_of_the_end(second)
+
+
+def test_a_paused_run_has_more_to_hand_out() -> None:
+    run = rehearsal(items=4)
+    ada = run.worker("ada")
+    ada.asks(width=4)
+    run.feed(ev.Paused())
+
+    assert not hears_of_the_end(ada)
+
+
+def test_in_a_large_crew_the_end_is_not_announced_before_anybody_was_asked_to_share() -> None:
+    run = rehearsal(items=10)
+    ada, *others = [run.worker(f"worker {number}") for number in range(300)]
+    ada.asks(width=4)
+
+    assert not hears_of_the_end(others[0]), "sharing is done at ticks"

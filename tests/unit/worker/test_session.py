@@ -176,6 +176,28 @@ def test_wait_is_respected() -> None:
     assert sent(worker.tick(0.1), Want)
 
 
+def test_that_all_is_handed_out_holds_until_something_is_granted_or_the_connection_closes() -> None:
+    worker = at_work()
+    assert not worker.session.all_handed_out
+    worker.hear(Wait(40.0))
+    assert not worker.session.all_handed_out
+
+    worker.hear(Wait(40.0, all_handed_out=True))
+    assert worker.session.all_handed_out
+    worker.grant(1, 0)
+    assert not worker.session.all_handed_out
+
+    worker.hear(Wait(40.0, all_handed_out=True))
+    worker.do(Closed())
+    assert not worker.session.all_handed_out
+
+
+def test_a_finished_run_has_nothing_more_to_hand_out() -> None:
+    worker = at_work(leaves=False)
+    worker.hear(Finished(0, 0))
+    assert worker.session.all_handed_out
+
+
 def test_a_full_outbox_pauses_beginning_and_asking() -> None:
     worker = at_work(outbox=Outbox(capacity_rows=3))
     worker.grant(1, *range(6))

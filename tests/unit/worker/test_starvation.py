@@ -51,6 +51,18 @@ def test_when_the_look_ahead_is_full_loading_is_what_is_too_slow() -> None:
     assert charged(scene) == {Cause.FETCH: 9}
 
 
+def test_room_that_nobody_has_items_for_is_no_starvation_and_counted_apart() -> None:
+    scene = Scene(10, 9, loading=2, decoding=1, supply=Supply.ALL_HANDED_OUT)
+    assert charged(scene) == {Cause.DECODE: 2}
+    starvation = Starvation(now=0.0)
+    starvation.see(scene, now=0.0)
+    assert starvation.idle_at_end(now=10.0) == pytest.approx(7.0)
+    assert starvation.sentence(now=10.0) == (
+        "the engine was starved for 2.0 s of 10.0 s (20.0%): decode 2.0 s; "
+        "besides, 7.0 s with every item handed out"
+    )
+
+
 def test_room_that_waits_for_a_ready_item_to_fit_is_no_starvation() -> None:
     assert charged(Scene(10, 2, ready=3)) == {}
     assert charged(Scene(10, 2, ready=3, supply=Supply.PLENTY)) == {}

@@ -88,6 +88,10 @@ class Gauge:
         """Return the starved seconds so far, by cause."""
         return self._starvation.seconds(now=self._clock())
 
+    def idle_at_end(self) -> float:
+        """Return the seconds so far in which nothing was left of the run to fill the room with."""
+        return self._starvation.idle_at_end(now=self._clock())
+
     def sentence(self) -> str:
         """Return the line for people."""
         return self._starvation.sentence(now=self._clock())

@@ -73,6 +73,11 @@ class Desk(Protocol):
         """Whether there are items which `next_job` does not give, for want of room for rows."""
         ...
 
+    @property
+    def all_handed_out(self) -> bool:
+        """Whether `next_job` gives none because nobody has any more."""
+        ...
+
     def deliver(self, job: Job, row: Row) -> None:
         """Take the row of an item begun."""
         ...
@@ -332,9 +337,14 @@ class Pipeline:
             return Supply.PLENTY
         carried = self._next()
         if carried is None:
-            return Supply.HELD_BACK if self._desk.is_held_back else Supply.NO_LEASE
+            return self._why_nothing()
         self._visit(carried, tasks)
         return None
+
+    def _why_nothing(self) -> Supply:
+        if self._desk.is_held_back:
+            return Supply.HELD_BACK
+        return Supply.ALL_HANDED_OUT if self._desk.all_handed_out else Supply.NO_LEASE
 
     def _next(self) -> _Carried | None:
         """Return the next item to visit the engines that are loaded."""

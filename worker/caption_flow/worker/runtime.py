@@ -238,6 +238,11 @@ class Runtime:
         """Whether items wait for room for their rows."""
         return self._session.is_held_back
 
+    @property
+    def all_handed_out(self) -> bool:
+        """Whether nobody has any more items."""
+        return self._session.all_handed_out
+
     def deliver(self, job: Job, row: Row) -> None:
         """Take the row of an item begun."""
         way = leg(self._recipes[job.recipe], job.stage, self._stages)
@@ -338,6 +343,7 @@ class Runtime:
                 "starved": sum(starved.values()),
                 **{f"starved_{cause}": seconds for cause, seconds in starved.items()},
                 **{f"read_{way}": count for way, count in self._loader.ways.items()},
+                "idle_at_end": self._pipeline.gauge.idle_at_end(),
             }
             stats |= {f"flagged_{flag}": number for flag, number in tally.flags.items()}
         return stats

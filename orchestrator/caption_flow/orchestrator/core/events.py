@@ -232,10 +232,14 @@ class EndLease:
 
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """Tell the session that there is nothing now; the ledger grants by itself when there is."""
+    """Tell the session that there is nothing now; the ledger grants by itself when there is.
+
+    ``all_handed_out``: see `caption_flow.protocol.messages.Wait`.
+    """
 
     session: str
     seconds: float
+    all_handed_out: bool = False
 
 
 @dataclass(frozen=True, slots=True)

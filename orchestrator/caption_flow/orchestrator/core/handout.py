@@ -9,7 +9,7 @@ from caption_flow.orchestrator.core.backlog import Backlog
 from caption_flow.orchestrator.core.book import Book, Effects
 from caption_flow.orchestrator.core.records import Piece, Policy, Session
 from caption_flow.orchestrator.core.roster import Roster
-from caption_flow.orchestrator.core.tail import Tail
+from caption_flow.orchestrator.core.tail import Tail, may_spare
 
 _SMALL_CREW: Final = 256
 """Up to so many sessions the tail is shared as soon as somebody is idle, above at ticks: sharing is
@@ -32,6 +32,22 @@ class HandOut:
         """Note that a session has answered a recall, or that its answer will not come."""
         self._helped.discard(self._asked.pop(session, session))
         session.spent = not spared
+
+    @property
+    def is_all_out(self) -> bool:
+        """Whether nothing is to be had any more: all that is left is with workers that are at it.
+
+        Not while somebody may give something up, may be gone, or brings items that go on elsewhere.
+        """
+        if self._backlog.items or not self._backlog.listing.finished or self._asked:
+            return False
+        return not any(
+            session.dropped_at is not None
+            or may_spare(session)
+            or any(session.reach(lease.stage) < self._policy.stages for lease in leases)
+            for session in self._roster
+            if (leases := session.leases.values())
+        )
 
     def feed(self, event: ev.Event, effects: Effects, now: float) -> None:
         """Grant what can be granted after an event, in the order of asking."""

@@ -291,6 +291,8 @@ class Ledger:
             self._hand_out.feed(event, effects, now)
         if isinstance(event, ev.Wanted):
             self._answer(event.session, effects)
+        elif isinstance(event, ev.Recalled):
+            self._tell_idle(effects)
         if self.finished and not self._announced:
             self._announced = True
             effects.append(ev.Finish())
@@ -360,7 +362,16 @@ class Ledger:
         if self.finished:
             effects.append(ev.Finish(name))
         elif session is not None and session.hungry and not _grants(effects, name):
-            effects.append(ev.Wait(name, self.policy.lease_seconds / 3))
+            all_out = not self._paused and self._hand_out.is_all_out
+            effects.append(ev.Wait(name, self.policy.lease_seconds / 3, all_out))
+
+    def _tell_idle(self, effects: Effects) -> None:
+        """Say to who is idle that there is nothing to be had: nobody had anything to spare."""
+        if self._paused or not self._hand_out.is_all_out:
+            return
+        idle = (one.id for one in self._roster.hungry if one.is_starved)
+        seconds = self.policy.lease_seconds / 3
+        effects.extend([ev.Wait(one, seconds, all_handed_out=True) for one in idle])
 
     # ------------------------------------------------------------------ the end of a lease
 

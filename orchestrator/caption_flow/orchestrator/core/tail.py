@@ -37,7 +37,7 @@ class Tail:
     ) -> None:
         self._busy: dict[frozenset[int], list[Session]] = {}
         """By the stages at which what they hold was leased; the busiest last."""
-        busy = (one for one in sessions if one not in asked and _may_spare(one))
+        busy = (one for one in sessions if one not in asked and may_spare(one))
         for one in sorted(busy, key=lambda session: session.left):
             stages = frozenset(lease.stage for lease in one.leases.values())
             self._busy.setdefault(stages, []).append(one)
@@ -68,7 +68,7 @@ class Tail:
         return None
 
 
-def _may_spare(session: Session) -> bool:
+def may_spare(session: Session) -> bool:
     """Tell whether a session may have more than its engine has taken in."""
     if session.dropped_at is not None or session.spent or session.holds_isolated:
         return False

@@ -136,6 +136,7 @@ class Session(Generic[R]):
         """Leases that are no longer ours and have finished rows to send."""
         self._left = False
         self._total: int | None = None
+        self._all_handed_out = False
 
     # ------------------------------------------------------------------ what others may know
 
@@ -163,6 +164,11 @@ class Session(Generic[R]):
     def is_held_back(self) -> bool:
         """Whether items wait that may not be begun, since their rows would find no room."""
         return self._book.waiting > 0 and self._outbox.room <= self._book.begun
+
+    @property
+    def all_handed_out(self) -> bool:
+        """Whether the orchestrator has said that nothing more is to be had."""
+        return self._all_handed_out
 
     @property
     def unacknowledged(self) -> int:
@@ -249,6 +255,7 @@ class Session(Generic[R]):
 
     def _close(self) -> None:
         self._limits = None
+        self._all_handed_out = False
         self._outbox.close()
         self._fetches.close()
         ending = self._ending
@@ -267,12 +274,14 @@ class Session(Generic[R]):
         match message:
             case Grant(leases):
                 self._appetite.answered(now=now)
+                self._all_handed_out = False
                 for granted in leases:
                     self._book.take(granted, self._recipe)
                     self._returns.pop(granted.lease, None)
                 if self._ending is not None:
                     self._give_back()
-            case Wait(seconds):
+            case Wait(seconds, all_handed_out):
+                self._all_handed_out = all_handed_out
                 self._appetite.answered(now=now, again_after_seconds=seconds)
             case Ack(seq):
                 self._outbox.acknowledge(seq)
@@ -314,6 +323,7 @@ class Session(Generic[R]):
 
     def _hear_finished(self, now: float) -> None:
         self._appetite.answered(now=now, again_after_seconds=FINISHED_PAUSE_SECONDS)
+        self._all_handed_out = True
         if self._leaves_when_finished:
             self._end(_Ending(Outcome.FINISHED, -math.inf, FINISHED_ACK_SECONDS))
 

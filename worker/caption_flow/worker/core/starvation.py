@@ -14,6 +14,8 @@ Pure: the shell owns the clock. The rule:
 - What room is left when all of them are in is charged to ``back_pressure`` if there are items that
   may not be begun, because finished rows cannot leave, and to ``no_lease`` if there are none. If
   there are items and it is the look-ahead that is full, loading is what is too slow, and gets it.
+- Once all items of the run are handed out, nobody could fill that room: it is no starvation. It is
+  counted apart, as idle at the end.
 """
 
 from __future__ import annotations
@@ -40,6 +42,8 @@ class Supply(StrEnum):
     PLENTY = "plenty"
     NO_LEASE = "no_lease"
     HELD_BACK = "held_back"
+    ALL_HANDED_OUT = "all_handed_out"
+    """None is left of the run but those that workers are at."""
 
 
 RESERVE: Final = 1.1
@@ -90,9 +94,22 @@ def charges(scene: Scene) -> Iterator[tuple[Cause, float]]:
         if fetch < loading:
             yield Cause.DECODE, loading - fetch
     room -= loading
-    if room and scene.supply is not Supply.PLENTY:
-        held_back = scene.supply is Supply.HELD_BACK
-        yield (Cause.BACK_PRESSURE if held_back else Cause.NO_LEASE), room
+    cause = _WITHOUT_ITEMS.get(scene.supply)
+    if room and cause is not None:
+        yield cause, room
+
+
+_WITHOUT_ITEMS: Final = {
+    Supply.NO_LEASE: Cause.NO_LEASE,
+    Supply.HELD_BACK: Cause.BACK_PRESSURE,
+}
+
+
+def empty_at_end(scene: Scene) -> int:
+    """Return how much of the room nothing is left for, in requests."""
+    if scene.supply is not Supply.ALL_HANDED_OUT:
+        return 0
+    return max(0, scene.room - scene.rendering - scene.ready - scene.loading)
 
 
 class Starvation:
@@ -101,6 +118,7 @@ class Starvation:
     def __init__(self, *, now: float) -> None:
         self._began = self._at = now
         self._seconds = dict.fromkeys(Cause, 0.0)
+        self._idle_at_end = 0.0
         self._scene: Scene | None = None
 
     @property
@@ -118,6 +136,11 @@ class Starvation:
         self._charge(now)
         return dict(self._seconds)
 
+    def idle_at_end(self, *, now: float) -> float:
+        """Return the seconds so far in which nothing was left to fill the room with."""
+        self._charge(now)
+        return self._idle_at_end
+
     def sentence(self, *, now: float) -> str:
         """Return one line for people: how long, what share of the time, and why."""
         seconds = self.seconds(now=now)
@@ -129,7 +152,11 @@ class Starvation:
             for cause, spent in sorted(seconds.items(), key=lambda one: -one[1])
             if spent >= 0.05
         ]
-        return f"{line}: {', '.join(parts)}" if parts else line
+        if parts:
+            line = f"{line}: {', '.join(parts)}"
+        if self._idle_at_end >= 0.05:
+            line = f"{line}; besides, {self._idle_at_end:.1f} s with every item handed out"
+        return line
 
     def _charge(self, now: float) -> None:
         # Threads may bring times slightly out of order; time that ran backwards is no time.
@@ -139,3 +166,4 @@ class Starvation:
             return
         for cause, requests in charges(self._scene):
             self._seconds[cause] += elapsed * requests / self._scene.width
+        self._idle_at_end += elapsed * empty_at_end(self._scene) / self._scene.width

@@ -10,14 +10,17 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import inspect
+import math
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, Final
 
 import msgspec
 import structlog
 
+from caption_flow.worker.core.starvation import RESERVE
 from caption_flow.worker.engines import vllm_environment
 from caption_flow.worker.engines.base import EngineUnavailable
+from caption_flow.worker.engines.vllm_encoder_cache import keeping
 from caption_flow.worker.engines.vllm_failures import first_line
 
 log = structlog.get_logger()
@@ -101,8 +104,10 @@ def on_cpu() -> bool:
     return bool(current_platform.is_cpu())
 
 
-def create_engine(options: Mapping[str, Any]) -> Any:
+def create_engine(options: Mapping[str, Any], *, comes_back: bool) -> Any:
     """Return a running ``AsyncLLM``; blocking, seconds to minutes.
+
+    ``comes_back`` says that a picture is asked about again when it has got answers.
 
     Raises:
         Exception: of any kind; see `vllm_failures.explain_load_failure`.
@@ -118,7 +123,45 @@ def create_engine(options: Mapping[str, Any]) -> Any:
     if not config.model_config.is_multimodal_model:
         # Told before minutes of loading.
         raise ValueError(f"{options['model']} is not a multimodal model")
+    if comes_back:
+        keep_encoded(config, device_bytes=None if on_cpu() else _device_bytes())
     return AsyncLLM.from_vllm_config(config, usage_context=context, disable_log_stats=True)
+
+
+def keep_encoded(config: Any, *, device_bytes: int | None) -> None:
+    """Have the encoder's output kept until a picture's next stage: see `vllm_encoder_cache`.
+
+    ``config`` is vLLM's own, ``device_bytes`` the device's memory, None without one.
+    """
+    scheduler, cache, model = config.scheduler_config, config.cache_config, config.model_config
+    default = getattr(scheduler, "encoder_cache_size", None)
+    # With the cache's bytes given, vLLM measures no memory: there is none to set aside.
+    is_measured = getattr(cache, "kv_cache_memory_bytes", None) is None
+    if default is None or (device_bytes is not None and not is_measured):
+        return
+    keep = keeping(
+        default,
+        useful=math.ceil(RESERVE * scheduler.max_num_seqs) * model.max_model_len,
+        bytes_each=_embedding_bytes(model),
+        device_bytes=None if device_bytes is None else device_bytes * cache.gpu_memory_utilization,
+    )
+    scheduler.encoder_cache_size = keep.embeddings
+    if device_bytes is not None:
+        # What is kept beyond a batch is not in what vLLM measures when it starts.
+        cache.gpu_memory_utilization -= keep.extra_bytes / device_bytes
+
+
+def _device_bytes() -> int:
+    from vllm.platforms import current_platform  # noqa: PLC0415
+
+    return int(current_platform.get_device_total_memory())
+
+
+def _embedding_bytes(model: Any) -> int:
+    """Return how much of the encoder's output is for one token of the prompt."""
+    vision = getattr(model.hf_config, "vision_config", None)
+    layers = 1 + len(getattr(vision, "deepstack_visual_indexes", None) or ())
+    return int(model.get_inputs_embeds_size()) * int(model.dtype.itemsize) * layers
 
 
 def call_at_tokens(engine: Any, beat: Callable[[], None]) -> None:

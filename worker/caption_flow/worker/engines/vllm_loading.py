@@ -58,7 +58,12 @@ class Wanted:
     owner_options: Mapping[str, Any] = field(default_factory=dict)
     trust_remote_code: bool = False
     samplings: tuple[Mapping[str, Any], ...] = ()
-    """Parameters that requests will come with."""
+    """Parameters that requests will come with: of each stage, and of its further attempts."""
+
+    @property
+    def comes_back(self) -> bool:
+        """Whether a picture is asked about again when it has got answers."""
+        return len(self.samplings) > 1
 
 
 def load(wanted: Wanted, mark: str, abandoned: threading.Event) -> Running:
@@ -99,7 +104,8 @@ def _load_alone(wanted: Wanted, options: Mapping[str, Any], mark: str) -> Runnin
     watchman = guard.Watchman(mark)
     try:
         with vllm_environment.for_processes(variables):
-            return Running(interface.create_engine(options), mark, watchman, failures)
+            engine = interface.create_engine(options, comes_back=wanted.comes_back)
+            return Running(engine, mark, watchman, failures)
     except BaseException as error:
         guard.end_marked(mark)
         watchman.dismiss()
