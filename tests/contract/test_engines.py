@@ -506,7 +506,7 @@ async def test_no_process_of_vllm_outlives_a_worker_that_is_killed(tmp_path: Pat
     finally:
         worker.kill()
         await worker.wait()
-    assert len(pids) >= 2  # the engine and its worker
+    assert pids  # the engine, and from some version on a worker below it
     await eventually(lambda: not guard.marked(mark), seconds=5)
 
 
