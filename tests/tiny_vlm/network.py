@@ -89,6 +89,8 @@ def _config(vocabulary: int, ids: SpecialIds) -> Qwen2_5_VLConfig:
 
 def _language_config(vocabulary: int, ids: SpecialIds) -> dict[str, object]:
     return {
+        # Where transformers 4 looks for the whole model's.
+        "architectures": [Qwen2_5_VLForConditionalGeneration.__name__],
         "vocab_size": vocabulary,
         "hidden_size": _WIDTH,
         "intermediate_size": 2 * _WIDTH,

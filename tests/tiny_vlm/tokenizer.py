@@ -112,9 +112,12 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
     tokenizer.save_pretrained(str(folder))
     path = folder / "tokenizer_config.json"
     config = json.loads(path.read_text(encoding="utf-8"))
-    # transformers 5 writes a class name of its own, which version 4 does not know.
-    config["tokenizer_class"] = "PreTrainedTokenizerFast"
+    # transformers 5 writes a class name of its own, which version 4 does not know. Qwen's own
+    # encodes the same, and version 4's processor for Qwen2.5-VL takes no other.
+    config["tokenizer_class"] = "Qwen2Tokenizer"
     config.pop("backend", None)
+    # The name version 5 has for them is in version 4 that of a mapping; both read this one.
+    config["additional_special_tokens"] = config.pop("extra_special_tokens")
     path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 

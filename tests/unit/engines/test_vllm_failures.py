@@ -188,6 +188,15 @@ def test_a_death_is_told_with_what_its_process_logged() -> None:
             "length 300",
         ),
         (
+            ValueError(  # 0.17
+                "You passed 2012 input tokens and requested 0 output tokens. However, the model's"
+                " context length is only 512 tokens, resulting in a maximum input length of 512"
+                " tokens. Please reduce the length of the input prompt. (parameter=input_tokens)"
+            ),
+            "prompt_too_long",
+            "2012 input tokens",
+        ),
+        (
             raised(
                 RuntimeError("Failed to apply Qwen2_5_VLProcessor on data={'images': [...]}"),
                 ValueError("absolute aspect ratio must be smaller than 200, got 500.0"),

@@ -16,6 +16,7 @@ CONTENT_REFUSED: Final = "content_refused"
 
 _TOO_LONG: Final = re.compile(
     r"longer than the maximum|maximum (context|model) length|max_model_len|max_total_tokens"
+    r"|context length is only"
     r"|too (long|large).*tokens|exceeds? the .*(context|length)|context_length_exceeded",
     re.IGNORECASE,
 )
