@@ -29,7 +29,7 @@ STALL_TESTS: Final = (
 )
 LINKS: Final = "shared/caption_flow/places/links.py"
 LINK_TESTS: Final = ("tests/integration/places/test_links.py",)
-HUB_TESTS: Final = ("tests/e2e/test_hub_datasets.py",)
+HUB_TESTS: Final = ("tests/e2e/test_hub_resume.py",)
 OUTBOX_TESTS: Final = ("tests/unit/worker/test_outbox.py", "tests/property/test_outbox.py")
 
 
