@@ -29,7 +29,6 @@ STALL_TESTS: Final = (
 )
 LINKS: Final = "shared/caption_flow/places/links.py"
 LINK_TESTS: Final = ("tests/integration/places/test_links.py",)
-HUB_TESTS: Final = ("tests/e2e/test_hub_resume.py",)
 OUTBOX_TESTS: Final = ("tests/unit/worker/test_outbox.py", "tests/property/test_outbox.py")
 
 
@@ -774,13 +773,5 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
         "if len(data) > most:",
         "if False:",
         LINK_TESTS,
-    ),
-    Mutant(
-        "footers read again",
-        "a resume reads no footers",
-        "orchestrator/caption_flow/orchestrator/sources/hub.py",
-        "if facts is None or not is_same:",
-        "if True:",
-        HUB_TESTS,
     ),
 )
