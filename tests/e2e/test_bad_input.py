@@ -191,10 +191,10 @@ DATASETS = {
         given=_unreadable("photos", 0o000),
         python=AS_A_USER,
     ),
-    "a dataset of a kind that is not read yet": Mistake(
+    "a dataset of the hub in a folder that is not there": Mistake(
         ("run", "--config", "c.yaml", *SYNTHETIC),
-        ["dataset.type huggingface cannot be read by this release yet: put the images .*"],
-        given=_config(dataset={"type": "huggingface", "dataset_path": "org/name"}),
+        ["dataset folder '.*/nowhere' does not exist: dataset.dataset_path"],
+        given=_config(dataset={"type": "huggingface", "dataset_path": "./nowhere"}),
     ),
     "nothing to caption": Mistake(
         ("run",), [r"say what to caption: caption-flow run FOLDER \(or --config FILE\)"]

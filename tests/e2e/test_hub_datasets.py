@@ -5,9 +5,7 @@ The engine's texts prove of which picture they are.
 
 from __future__ import annotations
 
-import os
 import re
-import signal
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,41 +16,9 @@ from aiohttp import web
 
 from tests.support import parquet
 from tests.support.cli import rows
-from tests.support.fleet import Fleet, until
+from tests.support.fleet import until
 from tests.support.hub import CONVERTED, TOKEN, Hub, Repository
-
-PROMPT = "Describe {column:title}."
-
-
-def fleet_for(folder: Path, dataset_path: str, **keys: Any) -> Fleet:
-    return Fleet(
-        folder,
-        dataset={"type": "huggingface", "dataset_path": dataset_path, **keys},
-        vllm={"model": "none", "inference_prompts": [PROMPT]},
-        chunk_size=3,
-    )
-
-
-async def caption_all(fleet: Fleet) -> str:
-    """Run to the end; return what the orchestrator said."""
-    orchestrator = await fleet.orchestrator()
-    worker = await fleet.worker("worker")
-    assert await worker.exit_code() == 0, worker.tail()
-    orchestrator.signal(signal.SIGINT)
-    assert await orchestrator.exit_code() == 0, orchestrator.tail()
-    return orchestrator.output
-
-
-def check_rows(fleet: Fleet, shards: int, per_shard: int, *, side: int = 24) -> None:
-    """Every picture has its own text, once."""
-    found = {row["item_key"]: row for row in rows(fleet.data_dir)}
-    assert len(found) == shards * per_shard
-    for number in range(shards * per_shard):
-        shard, row = divmod(number, per_shard)
-        key = f"data/train-{shard:05}-of-{shards:05}.parquet#{row}"
-        picture = parquet.png(number, side=side)
-        expected = parquet.caption(picture, f"Describe title {number}.")
-        assert found[key]["captions"] == [expected]
+from tests.support.hub_runs import caption_all, check_rows, files_in, fleet_for
 
 
 async def test_a_folder_in_the_hubs_layout_is_captioned(tmp_path: Path) -> None:
@@ -63,41 +29,6 @@ async def test_a_folder_in_the_hubs_layout_is_captioned(tmp_path: Path) -> None:
 
 
 # ------------------------------------------------------------------------------------- the hub
-
-
-def files_in(folder: Path) -> dict[str, bytes]:
-    return {
-        os.path.relpath(path, folder): path.read_bytes()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
-
-
-@pytest.fixture
-def beside_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    """Let processes find no tokens and caches but the test's."""
-    monkeypatch.setenv("HF_HOME", str(tmp_path / "huggingface"))
-    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
-    monkeypatch.delenv("HF_TOKEN", raising=False)
-    return monkeypatch
-
-
-async def test_a_hub_dataset_is_captioned_and_a_resume_reads_nothing_again(
-    tmp_path: Path, beside_the_hub: pytest.MonkeyPatch
-) -> None:
-    repository = Repository({"main": files_in(parquet.dataset(tmp_path / "set", 3, 10))})
-    async with Hub(pictures=repository) as hub, fleet_for(tmp_path, "org/pictures") as fleet:
-        beside_the_hub.setenv("HF_ENDPOINT", hub.url)
-        await caption_all(fleet)
-        check_rows(fleet, 3, 10)
-        assert hub.ranges
-        hub.forget()
-        # The branch has moved on: the run goes on with the commit that it began with.
-        repository.branches["main"] = {"data/train-00000-of-00001.parquet": b"another"}
-        fleet.write_configuration(chunk_size=3)
-        await caption_all(fleet)
-        check_rows(fleet, 3, 10)
-        assert hub.ranges == []
 
 
 async def test_few_items_of_a_large_dataset_cost_few_bytes(

@@ -32,7 +32,6 @@ STALL_TESTS: Final = (
 )
 LINKS: Final = "shared/caption_flow/places/links.py"
 LINK_TESTS: Final = ("tests/integration/places/test_links.py",)
-HUB_TESTS: Final = ("tests/e2e/test_hub_datasets.py",)
 TAR_TESTS: Final = ("tests/integration/orchestrator/test_tars.py",)
 OBJECT_TESTS: Final = ("tests/integration/places/test_objects.py",)
 GPU_TESTS: Final = ("tests/unit/cli/test_gpus.py", "tests/unit/engines/test_devices.py")
@@ -878,14 +877,6 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
         "if len(data) > most:",
         "if False:",
         LINK_TESTS,
-    ),
-    Mutant(
-        "footers read again",
-        "a resume reads no footers",
-        "orchestrator/caption_flow/orchestrator/sources/hub.py",
-        "if facts is None or not is_same:",
-        "if True:",
-        HUB_TESTS,
     ),
     _tars(
         "another tar under the same name",

@@ -78,7 +78,8 @@ class DatasetConfig(Section):
     )
     dataset_url_column: str = Field(
         default="image_url",
-        description="Column that holds image URLs, where there is one; empty: never by URL.",
+        description="Column that holds image URLs, read if there is no image column; empty: never "
+        "by URL. Only public addresses are fetched, but with `CAPTIONFLOW_ALLOW_PRIVATE_URLS=1`.",
     )
     revision: Text | None = Field(
         default=None, description="Commit, branch or tag of a hub dataset; without it, the newest."
