@@ -24,7 +24,7 @@ from caption_flow.orchestrator.sources.base import (
     SourceError,
     Vanished,
 )
-from caption_flow.orchestrator.sources.scan import FoundFile, ScanOptions, scan
+from caption_flow.orchestrator.sources.scan import FoundFile, ScanOptions, holds_image, scan
 from caption_flow.protocol.identity import content_hash
 from caption_flow.protocol.places import FilePlace
 from caption_flow.storage.catalog import Catalog
@@ -219,7 +219,7 @@ def check_folder(root: Path, options: ScanOptions) -> None:
         raise SourceError(f"{root} is a file, not a folder of images")
     if not os.access(root, os.R_OK | os.X_OK):
         raise SourceError(f"the folder {root} cannot be read: permission denied")
-    if next(scan(str(root), options), None) is None:
+    if not holds_image(str(root), options):
         raise SourceError(_nothing_in(root, options))
 
 
