@@ -108,9 +108,7 @@ def _enter(folder: bytes, above: _Above) -> _Above:
     return frozenset() if identity in above else above | {identity}
 
 
-def _candidates(
-    folder: bytes, prefix: bytes, options: ScanOptions
-) -> Iterator[tuple[bytes, bool]]:
+def _candidates(folder: bytes, prefix: bytes, options: ScanOptions) -> Iterator[tuple[bytes, bool]]:
     """Yield names that may be images, and with True those of folders to look into; unsorted."""
     try:
         with os.scandir(folder) as listing:
