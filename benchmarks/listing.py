@@ -37,7 +37,7 @@ from caption_flow.protocol.version import SUBPROTOCOL
 
 LINKS: Final = 30_000
 """File systems allow some 32,000 links to one file at least."""
-TOKEN: Final = "a token of this benchmark"
+TOKEN: Final = "a token of this benchmark"  # noqa: S105  -- opens nothing but itself
 SESSION: Final = "a-session-of-this-benchmark"
 PATIENCE_SECONDS: Final = 3600.0
 
