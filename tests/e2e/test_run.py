@@ -37,7 +37,7 @@ from tests.support.cli import (
 
 SYNTHETIC = ("--engine", "synthetic")
 PROMPTS = ("List the objects.", "Name the art style.")
-LONG = "n" * 240  # with .png and .txt alike, 244 bytes
+LONG = "n" * 251  # with .png and .txt alike, 255 bytes
 
 NAMES: dict[str, bytes] = {
     "in the root": b"root.png",

@@ -90,6 +90,7 @@ from caption_flow.storage.writes import (
     EndLease,
     ForgetLease,
     ListShard,
+    RememberColumns,
     RememberItems,
     RememberLease,
     SetMeta,
@@ -101,7 +102,7 @@ _TICK_SECONDS: Final = 0.5
 _PROGRESS_SECONDS: Final = 5.0
 _QUARANTINED: Final = "quarantined"
 _GRANT_BYTES: Final = MAX_FRAME_BYTES // 8
-"""Texts of earlier stages in one message, about; a lease with more comes in several."""
+"""Texts of earlier stages and columns in one message, about; a lease with more comes in several."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -696,10 +697,11 @@ class Orchestrator:
         self, link: Link, effect: ev.Grant, remembered: asyncio.Future[None]
     ) -> None:
         found = await asyncio.to_thread(_describe, self._source, effect.shard, effect.items)
+        entries = [_entry_of(item) for item in found]
         if not self._source.catalogued:
-            await self._store.write(
-                RememberItems(effect.shard, [_entry_of(item) for item in found])
-            )
+            await self._store.write(RememberItems(effect.shard, entries))
+        elif self._recipe.columns:
+            await self._store.write(RememberColumns(effect.shard, entries))
         # What comes in under a lease that no disk knows would be acknowledged and not stored.
         await remembered
         items = tuple(_description_of(item) for item in found)
@@ -801,6 +803,7 @@ def _parcels(items: Sequence[ItemDescription]) -> Iterator[tuple[ItemDescription
         fields = [] if item.earlier is None else item.earlier.values()
         texts = (text for field in fields for texts in field.values() for text in texts)
         length = sum(len(text.encode()) for text in texts)
+        length += sum(len(text.encode()) for text in map(str, (item.columns or {}).values()))
         if parcel and size + length > _GRANT_BYTES:
             yield tuple(parcel)
             parcel, size = [], 0

@@ -48,6 +48,18 @@ class DatasetConfig(Section):
     """What is captioned.
 
     `type` says where it comes from; `processor_type`, which source reads it, follows from it.
+
+    A folder's images have columns for `{column:NAME}` in prompts: the keys of `x.json` beside
+    `x.jpg`; the column `text` from `x.txt`; and the columns of `metadata.csv`, `.jsonl` or
+    `.parquet` in any of the folders, whose `file_name` names an image relative to that folder. The
+    first of these that has a column counts, then the metadata nearest to the image. Only what
+    prompts name is read, when an image is handed out; values become text and are kept in its row
+    (as `column_NAME` where rows have a column of that name anyway). An image without the column has
+    an empty string; if none of the first 2,000 has it, the run is refused. Files that cannot be
+    used are logged and counted, and their images captioned without them. `text` is read once for
+    each image of a run, and a `.txt` that still holds what the run wrote there is none, so that no
+    run is told its own captions. `caption-flow run` leaves out images with a `.txt` unless
+    `--existing` is `overwrite` or `append`.
     """
 
     type: DatasetType = Field(

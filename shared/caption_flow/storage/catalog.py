@@ -31,7 +31,10 @@ _BY_INDEX = """
 SELECT item_index, path, size, mtime_ns, key, url, columns FROM items
 WHERE shard = ? AND item_index BETWEEN ? AND ? ORDER BY item_index
 """
-_BY_PATH = "SELECT item_index, size, mtime_ns FROM items WHERE shard = ? AND path = ?"
+# Named: without statistics SQLite takes the primary key's `shard` and goes through all its items.
+_BY_PATH = """
+SELECT item_index, size, mtime_ns FROM items INDEXED BY items_by_path WHERE shard = ? AND path = ?
+"""
 
 
 _HASH_COLUMNS = ("shard", "item_index", "content_hash")

@@ -58,6 +58,22 @@ def exported_from(data_dir: Path) -> Iterator[Exported]:
             connection.execute("COMMIT")
 
 
+@contextmanager
+def written_by(data_dir: Path) -> Iterator[Exported | None]:
+    """Open the record of a run's exports for reading; None if there is none that can be read."""
+    path = data_dir / _FILE
+    if not path.exists():
+        yield None
+        return
+    with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as connection:
+        try:
+            connection.execute("SELECT 1 FROM written LIMIT 1").fetchall()
+        except sqlite3.DatabaseError:
+            yield None
+        else:
+            yield Exported(connection)
+
+
 def _key(path: Path) -> bytes:
     return os.fsencode(path.absolute())
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -208,7 +208,7 @@ def complete(
         "committed_at": [int(batch.committed_at * 1_000_000)] * count,
     }
     fields = wire_output_fields(rows.schema)
-    extra = _dataset_columns(items)
+    extra = _dataset_columns(items, {*FIXED_COLUMNS, *fields})
     schema = stored_schema(fields, {name: values.type for name, values in extra.items()})
     columns = []
     for column in schema:
@@ -223,9 +223,15 @@ def complete(
     return pa.RecordBatch.from_arrays(columns, schema=schema)
 
 
-def _dataset_columns(items: Sequence[CatalogItem]) -> dict[str, pa.Array]:
+def _dataset_columns(items: Sequence[CatalogItem], taken: Container[str]) -> dict[str, pa.Array]:
+    """Return the dataset's own columns; one whose name a row has already is ``column_NAME``."""
     names = dict.fromkeys(name for item in items for name in item.columns)
-    return {name: pa.array([item.columns.get(name) for item in items]) for name in names}
+    return {
+        f"column_{name}" if name in taken else name: pa.array(
+            [item.columns.get(name) for item in items]
+        )
+        for name in names
+    }
 
 
 def ranges_by_shard(table: pa.Table) -> dict[str, list[tuple[int, int]]]:

@@ -380,6 +380,28 @@ class RememberItems:
 
 
 @dataclass(frozen=True, slots=True)
+class RememberColumns:
+    """Keep the dataset's own columns of items that are in the catalog."""
+
+    shard: str
+    entries: Sequence[CatalogEntry]
+
+    def prepare(self) -> None:
+        """Nothing to validate."""
+
+    def apply(self, connection: Connection) -> None:
+        """Update the items' columns."""
+        connection.executemany(
+            "UPDATE items SET columns = ? WHERE shard = ? AND item_index = ?",
+            [
+                (msgspec.msgpack.encode(entry.columns), self.shard, entry.index)
+                for entry in self.entries
+                if entry.columns is not None
+            ],
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class UpdateItems:
     """Remember size and time of items whose file was written again."""
 

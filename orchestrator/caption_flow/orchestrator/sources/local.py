@@ -6,7 +6,7 @@ import asyncio
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import ClassVar, Final, Self
@@ -24,10 +24,13 @@ from caption_flow.orchestrator.sources.base import (
     SourceError,
     Vanished,
 )
-from caption_flow.orchestrator.sources.scan import FoundFile, ScanOptions, scan
+from caption_flow.orchestrator.sources.metadata import MetadataIndex
+from caption_flow.orchestrator.sources.scan import FoundFile, ScanOptions, holds_image, scan
+from caption_flow.orchestrator.sources.sidecars import TEXT_COLUMN, Sidecars
 from caption_flow.protocol.identity import content_hash
 from caption_flow.protocol.places import FilePlace
 from caption_flow.storage.catalog import Catalog
+from caption_flow.storage.exported import Exported, written_by
 from caption_flow.storage.schema import readable_path
 from caption_flow.storage.writer import Write
 from caption_flow.storage.writes import AppendItems, CatalogEntry, UpdateItems
@@ -38,6 +41,7 @@ SHARD: Final = "default"
 _FIRST_BATCH: Final = 64
 _BATCH: Final = 2000
 _EXAMPLES: Final = 5
+_NAMES_TOLD: Final = 20
 _SAMPLED: Final = 64
 
 
@@ -67,6 +71,8 @@ class LocalSource(Source):
             listed=0 if known is None else known.count,
             limit=folder.limit,
             skip=folder.skip,
+            sidecars=_sidecars(dataset, folder),
+            data_dir=folder.data_dir,
         )
 
     @classmethod
@@ -90,6 +96,8 @@ class LocalSource(Source):
         listed: int = 0,
         limit: int | None = None,
         skip: Callable[[bytes], bool] | None = None,
+        sidecars: Sidecars | None = None,
+        data_dir: Path | None = None,
     ) -> None:
         self._root = root.absolute()
         self._options = options
@@ -98,6 +106,8 @@ class LocalSource(Source):
         self._listed = listed
         self._limit = limit
         self._skip = skip
+        self._sidecars = sidecars
+        self._data_dir = data_dir
         self.left_out = 0
 
     async def listing(self) -> AsyncIterator[Finding]:
@@ -109,10 +119,14 @@ class LocalSource(Source):
         files = scan(str(self._root), self._options)
         seen = bytearray(self._listed)
         size = _FIRST_BATCH
+        is_new = not self._listed
         yield Listed(SHARD, self._listed)
         while self._limit is None or self._listed < self._limit:
-            found = await asyncio.to_thread(_take, files, size)
+            found = await asyncio.to_thread(self._take, files, size)
+            if is_new and size == _FIRST_BATCH:
+                await asyncio.to_thread(self._check_columns, found, files)
             if not found:
+                await asyncio.to_thread(self._look_for_metadata_without_image)
                 yield await asyncio.to_thread(self._vanished, seen)
                 return
             news = await asyncio.to_thread(self._compare, found, seen)
@@ -129,10 +143,78 @@ class LocalSource(Source):
 
     def describe(self, shard: str, items: Sequence[int]) -> tuple[Item, ...]:
         """See the port; paths are absolute, for workers that see the same files."""
+        entries = self._catalog.entries(shard, items)
+        if self._sidecars is not None and self._data_dir is not None:
+            with written_by(self._data_dir) as earlier:
+                entries = [self._with_columns(entry, self._sidecars, earlier) for entry in entries]
         return tuple(
             Item(entry.index, self._place_of(entry), path=entry.path, columns=entry.columns)
-            for entry in self._catalog.entries(shard, items)
+            for entry in entries
         )
+
+    def _with_columns(
+        self, entry: CatalogEntry, sidecars: Sidecars, earlier: Exported | None
+    ) -> CatalogEntry:
+        def is_ours(path: Path, content: bytes) -> bool:
+            return earlier is not None and earlier.is_ours(path, content)
+
+        if entry.path is None:
+            return entry
+        columns = sidecars.columns_of(entry.path, entry.columns, is_ours)
+        return replace(entry, columns=columns)
+
+    def _take(self, files: Iterator[FoundFile], count: int) -> list[FoundFile]:
+        """Take the next files, knowing the metadata of their folders; blocking."""
+        found = list(islice(files, count))
+        if self._sidecars is not None:
+            for file in found:
+                self._sidecars.metadata.enter(file.path)
+        return found
+
+    def _check_columns(self, found: list[FoundFile], files: Iterator[FoundFile]) -> None:
+        """Raise `SourceError` if none of the first images has a column; ``found`` may grow."""
+        if self._sidecars is None:
+            return
+        missing, there = self._sidecars.missing(self._unskipped(found))
+        if missing:  # the first folder may be an exception
+            found += self._take(files, _BATCH)
+            missing, there = self._sidecars.missing(self._unskipped(found))
+        if found and missing:
+            raise SourceError(self._about_missing(missing, there, len(found)))
+
+    def _unskipped(self, found: Sequence[FoundFile]) -> Iterator[bytes]:
+        for file in found:
+            if self._skip is None or not self._skip(file.path):
+                yield file.path
+
+    def _about_missing(self, missing: set[str], there: set[str], looked_at: int) -> str:
+        names = " and ".join(f"{{column:{name}}}" for name in sorted(missing))
+        known = ", ".join(sorted(there)[:_NAMES_TOLD]) or "none"
+        sentence = (
+            f"prompts ask for {names}, and none of the first {looked_at} images has that: columns "
+            "come from x.json or x.txt (column text) beside x.jpg, and from metadata.csv, .jsonl "
+            f"or .parquet with a column file_name; found: {known}"
+        )
+        if TEXT_COLUMN in missing and self._skip is not None:
+            sentence += "; images with a .txt are left out unless --existing is overwrite or append"
+        problems = [] if self._sidecars is None else self._sidecars.metadata.problems
+        return "; ".join([sentence, *problems[:_EXAMPLES]])
+
+    def _look_for_metadata_without_image(self) -> None:
+        """Log how many of the images that metadata names are not in the run; blocking."""
+        if self._sidecars is None:
+            return
+        paths = self._sidecars.metadata.paths()
+        gone, examples = 0, list[str]()
+        while batch := list(islice(paths, _BATCH)):
+            known = self._catalog.find(SHARD, batch)
+            absent = [path for path in batch if path not in known]
+            gone += len(absent)
+            examples += [readable_path(path) for path in absent[: _EXAMPLES - len(examples)]]
+        if gone:
+            log.warning(
+                "metadata names files that are not among the images", files=gone, such_as=examples
+            )
 
     def _place_of(self, entry: CatalogEntry) -> FilePlace | None:
         if entry.path is None or entry.size is None or entry.mtime_ns is None:
@@ -143,6 +225,8 @@ class LocalSource(Source):
     def close(self) -> None:
         """See the port."""
         self._catalog.close()
+        if self._sidecars is not None:
+            self._sidecars.close()
 
     def _compare(self, found: Sequence[FoundFile], seen: bytearray) -> _News:
         """Sort files into unknown, touched and changed ones; blocking. Marks known ones as seen."""
@@ -196,8 +280,11 @@ class _News:
     changed: frozenset[int] = frozenset()
 
 
-def _take(files: Iterator[FoundFile], count: int) -> list[FoundFile]:
-    return list(islice(files, count))
+def _sidecars(dataset: DatasetConfig, folder: RunFolder) -> Sidecars | None:
+    if not folder.columns:
+        return None
+    root = os.fsencode(Path(dataset.dataset_path).absolute())
+    return Sidecars(root, folder.columns, MetadataIndex(folder.data_dir, root, folder.columns))
 
 
 def scan_options(dataset: DatasetConfig) -> ScanOptions:
@@ -219,7 +306,7 @@ def check_folder(root: Path, options: ScanOptions) -> None:
         raise SourceError(f"{root} is a file, not a folder of images")
     if not os.access(root, os.R_OK | os.X_OK):
         raise SourceError(f"the folder {root} cannot be read: permission denied")
-    if next(scan(str(root), options), None) is None:
+    if not holds_image(str(root), options):
         raise SourceError(_nothing_in(root, options))
 
 

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from stat import S_ISREG
 from typing import Final
 
 import structlog
@@ -47,45 +48,90 @@ def scan(root: str, options: ScanOptions) -> Iterator[FoundFile]:
     """Yield the image files of a folder, sorted by name within each folder, files first.
 
     A folder that cannot be opened is logged and passed over; links are followed when asked, but
-    never into a folder they lie in.
+    never into a folder they lie in. Memory follows the names in the largest folder.
     """
     yield from _scan_folder(os.fsencode(root), b"", options, frozenset())
 
 
+def holds_image(root: str, options: ScanOptions) -> bool:
+    """Tell whether `scan` would find anything; sorts nothing, and looks no further than needed."""
+    return _holds_image(os.fsencode(root), b"", options, frozenset())
+
+
+_Above = frozenset[tuple[int, int]]
+
+
 def _scan_folder(
-    folder: bytes, prefix: bytes, options: ScanOptions, above: frozenset[tuple[int, int]]
+    folder: bytes, prefix: bytes, options: ScanOptions, above: _Above
 ) -> Iterator[FoundFile]:
-    try:
-        with os.scandir(folder) as listing:
-            entries = sorted(listing, key=lambda entry: entry.name)
-        here = os.stat(folder)  # noqa: PTH116  -- bytes
-    except OSError as error:
-        log.warning(
-            "a folder cannot be read and is passed over",
-            folder=os.fsdecode(folder),
-            reason=error.strerror,
-        )
-        return
-    identity = (here.st_dev, here.st_ino)
-    if identity in above:
-        return
-    folders = []
-    for entry in entries:
-        if entry.name.startswith(b".") and not options.include_hidden:
-            continue
-        if entry.is_symlink() and not options.follow_symlinks:
-            continue
-        if _is_folder(entry):
-            folders.append(entry)
-            continue
-        found = _look_at(entry, prefix + entry.name, options)
+    # Names alone: an entry of the folder that was asked for its status keeps some 900 bytes.
+    files: list[bytes] = []
+    folders: list[bytes] = []
+    above = _enter(folder, above)
+    for name, is_folder in _candidates(folder, prefix, options) if above else ():
+        (folders if is_folder else files).append(name)
+    files.sort()
+    folders.sort()
+    for name in files:
+        found = _look_at(os.path.join(folder, name), prefix + name)  # noqa: PTH118  -- bytes
         if found is not None:
             yield found
-    if options.recursive:
-        for entry in folders:
-            yield from _scan_folder(
-                entry.path, prefix + entry.name + b"/", options, above | {identity}
-            )
+    del files
+    for name in folders:
+        below = os.path.join(folder, name)  # noqa: PTH118  -- bytes
+        yield from _scan_folder(below, prefix + name + b"/", options, above)
+
+
+def _holds_image(folder: bytes, prefix: bytes, options: ScanOptions, above: _Above) -> bool:
+    folders: list[bytes] = []
+    above = _enter(folder, above)
+    for name, is_folder in _candidates(folder, prefix, options) if above else ():
+        path = os.path.join(folder, name)  # noqa: PTH118  -- bytes
+        if is_folder:
+            folders.append(name)
+        elif _look_at(path, prefix + name) is not None:
+            return True
+    return any(
+        _holds_image(os.path.join(folder, name), prefix + name + b"/", options, above)  # noqa: PTH118
+        for name in folders
+    )
+
+
+def _enter(folder: bytes, above: _Above) -> _Above:
+    """Return the folders that are above those in ``folder``; none if it is one of them itself."""
+    try:
+        here = os.stat(folder)  # noqa: PTH116  -- bytes
+    except OSError as error:
+        _pass_over(folder, error)
+        return frozenset()
+    identity = (here.st_dev, here.st_ino)
+    return frozenset() if identity in above else above | {identity}
+
+
+def _candidates(folder: bytes, prefix: bytes, options: ScanOptions) -> Iterator[tuple[bytes, bool]]:
+    """Yield names that may be images, and with True those of folders to look into; unsorted."""
+    try:
+        with os.scandir(folder) as listing:
+            for entry in listing:
+                if entry.name.startswith(b".") and not options.include_hidden:
+                    continue
+                if entry.is_symlink() and not options.follow_symlinks:
+                    continue
+                if _is_folder(entry):
+                    if options.recursive:
+                        yield entry.name, True
+                elif _may_be_image(entry.name) and _matches(prefix + entry.name, options):
+                    yield entry.name, False
+    except OSError as error:
+        _pass_over(folder, error)
+
+
+def _pass_over(folder: bytes, error: OSError) -> None:
+    log.warning(
+        "a folder cannot be read and is passed over",
+        folder=os.fsdecode(folder),
+        reason=error.strerror,
+    )
 
 
 def _is_folder(entry: os.DirEntry[bytes]) -> bool:
@@ -95,23 +141,24 @@ def _is_folder(entry: os.DirEntry[bytes]) -> bool:
         return False  # a link to itself, say; what it is instead is said where files are looked at
 
 
-def _look_at(entry: os.DirEntry[bytes], path: bytes, options: ScanOptions) -> FoundFile | None:
-    suffix = os.path.splitext(entry.name)[1].lower()  # noqa: PTH122  -- bytes
-    if suffix and suffix not in IMAGE_SUFFIXES:
-        return None
-    if not _matches(path, options):
-        return None
+def _may_be_image(name: bytes) -> bool:
+    suffix = os.path.splitext(name)[1].lower()  # noqa: PTH122  -- bytes
+    return not suffix or suffix in IMAGE_SUFFIXES
+
+
+def _look_at(path: bytes, within: bytes) -> FoundFile | None:
     try:
-        if not entry.is_file():
+        status = os.stat(path)  # noqa: PTH116  -- bytes
+        if not S_ISREG(status.st_mode):
             return None
-        if not suffix and not _looks_like_an_image(entry.path):
+        has_suffix = os.path.splitext(within)[1]  # noqa: PTH122  -- bytes
+        if not has_suffix and not _looks_like_an_image(path):
             return None
-        status = entry.stat()
     except OSError as error:
         # Gone since the folder was read, or a dangling link: there is nothing to caption.
-        log.warning("a file is passed over", file=os.fsdecode(path), reason=error.strerror)
+        log.warning("a file is passed over", file=os.fsdecode(within), reason=error.strerror)
         return None
-    return FoundFile(path, status.st_size, status.st_mtime_ns)
+    return FoundFile(within, status.st_size, status.st_mtime_ns)
 
 
 def _matches(path: bytes, options: ScanOptions) -> bool:
