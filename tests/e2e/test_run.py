@@ -590,3 +590,35 @@ def test_a_run_that_captions_not_one_image_has_failed(tmp_path: Path) -> None:
         "not one of the 1 images could be captioned; a.png: the file is empty (0 bytes)"
     ]
     assert rows(tmp_path / ".caption-flow" / "photos.synthetic")[0]["status"] == "failed"
+
+
+TURNS = (
+    "org/large and org/small do not fit on the device together (gpu_memory_utilization 0.92 + "
+    "0.92, more than 0.95) and are loaded in turn: org/large, then org/small, for "
+)
+
+
+def test_a_rehearsal_of_models_in_turn_swaps_as_the_real_run_would(tmp_path: Path) -> None:
+    make_images(tmp_path / "photos", 4)
+    look = {"name": "a", "model": "org/large", "prompts": ["Look."], "output_field": "seen"}
+    short = {"name": "b", "model": "org/small", "prompts": ["Short: {seen}"]}
+    vllm = {"stages": [look, {**short, "output_field": "caption"}]}
+    dataset = {"type": "local_filesystem", "dataset_path": "photos"}
+    config = tmp_path / "run.yaml"
+    config.write_text(yaml.safe_dump({"orchestrator": {"dataset": dataset, "vllm": vllm}}))
+    run = ("run", "photos", "--config", config)
+    real, rehearsed = (
+        re.findall(
+            "^Models .*$", caption_flow(*run, *how, "--dry-run", cwd=tmp_path).out, re.MULTILINE
+        )
+        for how in ((), SYNTHETIC)
+    )
+    assert real == rehearsed
+    assert TURNS in real[0]
+    done = caption_flow(*run, *SYNTHETIC, cwd=tmp_path)
+    assert done.code == 0, done.said
+    data_dir = tmp_path / ".caption-flow" / "photos.synthetic"
+    models = ("synthetic:org/large", "synthetic:org/small")
+    assert {tuple(row["models"]) for row in rows(data_dir)} == {models}
+    log = (data_dir / "logs" / "worker-0.log").read_text()
+    assert re.findall(r"(?:un)?loading.* models?=(\S+)", log) == [models[0], *models]

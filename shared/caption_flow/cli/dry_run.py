@@ -143,8 +143,8 @@ def _report(plan: Plan, outlook: Outlook) -> Iterator[str]:
 
 
 def _models(plan: Plan) -> str | None:
-    """Say how several models share a device, as the workers will."""
-    recipe = plan.config.recipe()
+    """Say how several models share a device, as the workers of a real run will."""
+    recipe = plan.as_written or plan.config.recipe()
     placement = place(recipe, plan.owner_options, on_device=takes_device(plan.engine))
     return describe(placement, recipe, SPOKEN)
 

@@ -13,6 +13,7 @@ from caption_flow.cli.folders import for_people, refuse_unwritable
 from caption_flow.cli.gpus import Shares
 from caption_flow.config.dataset import LOCAL
 from caption_flow.config.orchestrator import OrchestratorConfig
+from caption_flow.recipe.stages import Recipe
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +23,7 @@ class Plan:
     ``server`` is the openai engine's; ``worker_arguments`` are those of ``caption-flow worker``
     beside the connection, ``worker_secrets`` what goes into its environment; ``gpus`` says which
     worker sees which. ``owner_options`` are the engine options that a file's `worker` section lays
-    over the recipe's.
+    over the recipe's; ``as_written`` is the recipe before a rehearsal took its models away.
     """
 
     config: OrchestratorConfig
@@ -37,6 +38,7 @@ class Plan:
     export_column: str
     limit: int | None
     owner_options: Mapping[str, Any] = field(default_factory=dict)
+    as_written: Recipe | None = None
 
     @property
     def folder(self) -> Path | None:

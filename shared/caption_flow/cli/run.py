@@ -148,6 +148,7 @@ def run(
     workers = workers_of_run(config, _engine_flags(engine, base_url, api_key))
     check_engine(workers.config.engine, base_url=base_url, api_key=api_key)
     loaded = _configuration(path, prompt, model, config, data_dir)
+    as_written = loaded.recipe()
     kind = _engine_kind(workers, loaded)
     if kind is EngineKind.SYNTHETIC:
         loaded = _rehearsal(loaded, path if data_dir is None else None)
@@ -171,6 +172,7 @@ def run(
         export_column=export_column or recipe.stages[-1].output_field,
         limit=limit,
         owner_options=workers.config.vllm.engine_keys(),
+        as_written=as_written,
     )
     if plan.folder is None:
         _refuse_what_is_for_folders({"--existing": existing, "--export-column": export_column})
@@ -244,11 +246,19 @@ def _data_dir_beside(path: Path) -> Path:
 
 
 def _rehearsal(config: OrchestratorConfig, path: Path | None) -> OrchestratorConfig:
-    """Keep made-up texts from counting as done: no model is named, and results go elsewhere.
+    """Keep made-up texts from counting as done: no model is credited, and results go elsewhere.
 
+    Several models stay several: workers load them together or in turn, as those of the real run do.
     ``path`` is the dataset whose results would go beside it.
     """
-    stages = tuple(stage.model_copy(update={"model": None}) for stage in config.vllm.stages)
+    models = {stage.name: stage.model for stage in config.recipe().stages}
+    several = len(set(models.values())) > 1
+    stages = tuple(
+        stage.model_copy(
+            update={"model": f"{SYNTHETIC_MODEL}:{models[stage.name]}" if several else None}
+        )
+        for stage in config.vllm.stages
+    )
     vllm = config.vllm.model_copy(update={"model": SYNTHETIC_MODEL, "stages": stages})
     storage = config.storage
     if path is not None:

@@ -252,6 +252,7 @@ def settings_from(
         engine_settings=(
             config.vllm.engine_keys() if config.engine.type == "vllm" else config.engine.options
         ),
+        vllm_options=config.vllm.engine_keys(),
         model=model,
         batch_size=batch_size,
         look_ahead_items=config.readahead_size,

@@ -28,3 +28,9 @@ def test_readahead_size_is_how_many_items_are_prepared_ahead() -> None:
 
 def test_without_readahead_size_the_engine_decides_how_far_to_prepare_ahead() -> None:
     assert settings().look_ahead_items is None
+
+
+def test_a_rehearsal_loads_together_what_the_owner_has_made_fit() -> None:
+    keys = {"engine": "synthetic", "vllm": {"gpu_memory_utilization": 0.4}}
+    assert settings(**keys).vllm_options == {"gpu_memory_utilization": 0.4}
+    assert settings(**keys).engine_settings == {}

@@ -45,7 +45,8 @@ EXIT_INTERRUPTED: Final = 130
 class WorkerSettings:
     """What the worker's owner decides; everything else comes from the orchestrator.
 
-    ``engine_settings`` are the engine's own options, laid over the recipe's. ``model`` replaces
+    ``engine_settings`` are the engine's own options, laid over the recipe's; by ``vllm_options``,
+    which are vLLM's, other engines only settle what is loaded together. ``model`` replaces
     the recipe's model, if it names only one; ``batch_size`` limits the requests in flight,
     ``look_ahead_items`` and ``look_ahead_bytes`` what is prepared ahead of the engine. ``stages``
     names those to run, none for all. ``gpus`` is what its owner chose, for people.
@@ -57,6 +58,7 @@ class WorkerSettings:
     name: str
     engine: str = "vllm"
     engine_settings: Mapping[str, Any] = field(default_factory=dict)
+    vllm_options: Mapping[str, Any] = field(default_factory=dict)
     model: str | None = None
     batch_size: int | None = None
     gpus: tuple[str, ...] = ()
@@ -178,7 +180,7 @@ def _capacity(settings: WorkerSettings) -> Capacity:
         engine_stall_seconds=settings.engine_stall_seconds,
         max_engine_restarts=settings.max_engine_restarts,
         on_device=takes_device(settings.engine),
-        owner_options=settings.engine_settings,
+        owner_options={**settings.engine_settings, **settings.vllm_options},
     )
 
 
