@@ -131,7 +131,12 @@ class Storm:
 
     async def _man(self, post: Post) -> None:
         post.process = await self.fleet.worker(
-            post.name, post.proxy.url, engine=post.engine, stages=post.stages
+            post.name,
+            post.proxy.url,
+            engine=post.engine,
+            stages=post.stages,
+            # On a busy machine an orchestrator may be down for longer than most people would wait.
+            connect_seconds=600,
         )
 
     async def unleash(self, plan: list[str], *, pause_seconds: tuple[float, float]) -> None:

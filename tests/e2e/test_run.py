@@ -333,11 +333,52 @@ def test_a_dry_run_shows_what_would_be_asked_and_writes_nothing(tmp_path: Path) 
     assert "Would caption 11 of the 12 images in photos:" in done.out
     assert "  001.png\n" in done.out
     assert "… and 1 more" in done.out
-    assert "1 have a .txt already" in done.out
+    assert "1 has a .txt already" in done.out
     assert "  Where is it?\n" in done.out
     assert "  Shorten: [what look says], [what look says]\n" in done.out
     assert "some/model" in done.out
     assert done.err == ""
+
+
+def test_a_dry_run_says_what_answers_have_to_be_and_what_is_done_about_bad_ones(
+    tmp_path: Path,
+) -> None:
+    make_images(tmp_path / "photos", 1)
+    properties = {"title": {"type": "string"}, "tags": {"type": "array"}}
+    retry = {"attempts": 2, "flags": ["length", "refusal"], "sampling": {"temperature": 1.0}}
+    stages: list[dict[str, Any]] = [
+        {"name": "kind", "choice": ["photo", "drawing"], "prompts": ["What?"]},
+        {"name": "code", "regex": "[A-Z]{3}", "prompts": ["Code?"]},
+        {
+            "name": "facts",
+            "json_schema": {"type": "object", "properties": properties},
+            "columns": ["title"],
+            "prompts": ["List."],
+            "quality": {"retry": retry},
+        },
+        {"name": "caption", "prompts": ["Mind {title}, a {kind}."], "quality": {"flags": []}},
+    ]
+    vllm = {"model": "m", "stages": [{**stage, "output_field": stage["name"]} for stage in stages]}
+    config = _config(tmp_path, {"orchestrator": {"vllm": vllm, "dataset": LOCAL}})
+    done = caption_flow("run", "photos", "--config", config, "--dry-run", cwd=tmp_path)
+    assert done.code == 0, done.said
+    assert (
+        """
+Stage 1 of 4, kind, asks m; the answers are the column kind:
+  What?
+  (answers are one of photo, drawing)
+Stage 2 of 4, code, asks m; the answers are the column code:
+  Code?
+  (answers match [A-Z]{3})
+Stage 3 of 4, facts, asks m; the answers are the columns facts, title:
+  List.
+  (answers are JSON with tags, title; asked again up to 2 times after length, refusal, with """
+        """temperature 1.0)
+Stage 4 of 4, caption, asks m; the answers are the column caption:
+  Mind [title from facts], a [what kind says].
+  (flagged for nothing)
+"""
+    ) in done.out
 
 
 def test_a_dry_run_says_how_several_models_share_the_device(tmp_path: Path) -> None:

@@ -251,6 +251,7 @@ class Fleet:
         engine: Mapping[str, Any] | None = None,
         when_finished: str = "shutdown",
         stages: Sequence[str] = (),
+        connect_seconds: float = PATIENCE_SECONDS,
     ) -> Process:
         """Start a worker; ``engine`` are the synthetic engine's options."""
         config = self.folder / f"{name}.json"
@@ -260,6 +261,7 @@ class Fleet:
         return await self.start(
             name,
             *("worker", "--config", str(config), "--when_finished", when_finished),
+            *("--connect-seconds", str(connect_seconds)),
             *(("--stages", ",".join(stages)) if stages else ()),
         )
 

@@ -64,12 +64,27 @@ _LOOKS: Final[dict[str, Any]] = {
 }
 
 
+class _Command(TyperCommand):
+    """One command, with its help as people expect it."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        return _without_types_of_switches(super().get_params(ctx))
+
+
+def _without_types_of_switches(params: list[Any]) -> list[Any]:
+    """Have help show no type beside a switch: it takes no value, and one would seem to be asked."""
+    for param in params:
+        if getattr(param, "is_flag", False) and param.metavar is None:
+            param.metavar = ""
+    return params
+
+
 def load(name: str) -> TyperCommand:
     """Import a command and return it as the option parser takes it."""
     command = COMMANDS[name]
     module = import_module(f"caption_flow.cli.{command.module}")
     alone = typer.Typer(**_LOOKS)
-    alone.command(name, context_settings=_SETTINGS)(getattr(module, command.function))
+    alone.command(name, cls=_Command, context_settings=_SETTINGS)(getattr(module, command.function))
     loaded = typer.main.get_command(alone)
     assert isinstance(loaded, TyperCommand)  # noqa: S101  -- a program of one command is a command
     return loaded
@@ -86,6 +101,9 @@ class _Commands(TyperGroup):
         self.commands = {
             name: TyperCommand(name, help=command.summary) for name, command in COMMANDS.items()
         }
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        return _without_types_of_switches(super().get_params(ctx))
 
     def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
         name, known, rest = super().resolve_command(ctx, args)

@@ -50,7 +50,7 @@ def doctor(
         reasons = "; ".join(f"{one.about} {one.says}" for one in obstacles)
         raise CommandFailed(f"this machine cannot caption yet: {reasons}")
     if not as_json:
-        print("This machine can caption.")
+        print("This machine can caption: caption-flow run FOLDER (with --dry-run to look first).")
 
 
 def _print(findings: list[Finding]) -> None:

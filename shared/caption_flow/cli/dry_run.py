@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import closing
 from itertools import islice
 from pathlib import Path
@@ -18,13 +18,16 @@ from caption_flow.cli.stores import storage_failures
 from caption_flow.orchestrator.sources.base import SourceError
 from caption_flow.orchestrator.sources.local import SHARD, first_files, scan_options
 from caption_flow.orchestrator.sources.scan import FoundFile
+from caption_flow.recipe.quality import FLAGS, Quality
 from caption_flow.recipe.stages import Recipe
+from caption_flow.recipe.structure import Structure
 from caption_flow.storage.catalog import Catalog
 from caption_flow.storage.database import open_for_reading
 from caption_flow.storage.reader import StorageReader
 from caption_flow.worker.core.placement import describe, place, takes_device
 from caption_flow.worker.core.slabs import SPOKEN
 
+_SHOWN_CHARACTERS: Final = 100
 _BATCH: Final = 1000
 
 
@@ -121,11 +124,16 @@ def _report(plan: Plan, outlook: Outlook) -> Iterator[str]:
     if outlook.shards:
         yield f"They are in {outlook.shards:,} shard{'s' if outlook.shards > 1 else ''}."
     if outlook.done:
-        yield f"{outlook.done:,} are done already."
+        yield f"{outlook.done:,} {'is' if outlook.done == 1 else 'are'} done already."
     if outlook.left_out:
-        yield f"{outlook.left_out:,} have a .txt already (--existing overwrite or append)."
+        which = "has" if outlook.left_out == 1 else "have"
+        yield (
+            f"{outlook.left_out:,} {which} a .txt already, and would be left out "
+            "(--existing overwrite or append says otherwise)."
+        )
     if outlook.beyond_limit:
-        yield f"{outlook.beyond_limit:,} are beyond --limit {plan.limit}."
+        are = "is" if outlook.beyond_limit == 1 else "are"
+        yield f"{outlook.beyond_limit:,} {are} beyond --limit {plan.limit}."
     yield ""
     yield from _questions(plan.config.recipe())
     yield ""
@@ -135,11 +143,13 @@ def _report(plan: Plan, outlook: Outlook) -> Iterator[str]:
     if (models := _models(plan)) is not None:
         yield f"Models   {models}"
     if plan.texts_file is None:
-        how = f"{plan.export_column}, --existing {plan.existing}"
-        yield f"Texts    {for_people(plan.destination)} ({how})"
+        where = "beside the images" if plan.output is None else f"in {for_people(plan.destination)}"
+        yield f"Texts    .txt files {where}, from the column {plan.export_column}"
     else:
         yield f"Texts    {for_people(plan.texts_file)}"
-    yield f"Results  {for_people(plan.data_dir)}"
+    yield f"Results  Parquet and more, in {for_people(plan.data_dir)}"
+    yield ""
+    yield "Nothing was written. Without --dry-run, the same command does all this."
 
 
 def _models(plan: Plan) -> str | None:
@@ -154,9 +164,47 @@ def _questions(recipe: Recipe) -> Iterator[str]:
     outputs = recipe.no_outputs()
     columns = {name: f"[column {name}]" for name in recipe.columns}
     for number, stage in enumerate(recipe.stages, 1):
-        place = f"Stage {number} of {len(recipe.stages)}, " if len(recipe.stages) > 1 else ""
-        yield f"{place}{stage.name} asks {stage.model} for {stage.output_field}:"
+        several = len(recipe.stages) > 1
+        who = f"Stage {number} of {len(recipe.stages)}, {stage.name}, asks" if several else "Asks"
+        columns_filled = f"column{'s' if stage.columns else ''} {', '.join(stage.fields)}"
+        yield f"{who} {stage.model}; the answers are the {columns_filled}:"
         for prompt in recipe.render(stage.name, outputs, columns):
             yield f"  {prompt}"
+        if demands := [*_form(stage.structure), *_care(stage.quality)]:
+            yield f"  ({'; '.join(demands)})"
         texts = [f"[what {stage.name} says]"] * len(stage.prompts)
-        outputs = outputs.add(stage.name, stage.output_field, texts)
+        parts = {column: (f"[{column} from {stage.name}]",) for column in stage.columns}
+        outputs = outputs.add(stage.name, stage.output_field, texts, parts)
+
+
+def _form(structure: Structure | None) -> Iterator[str]:
+    """Say what every answer of a stage has to look like."""
+    if structure is None:
+        return
+    if structure.json_schema is not None:
+        keys = _listed(structure.json_schema.get("properties", ()))
+        yield f"answers are JSON{f' with {keys}' if keys else ''}"
+    elif structure.choice:
+        yield f"answers are one of {_listed(structure.choice)}"
+    else:
+        yield f"answers match {_shortened(structure.regex or '')}"
+
+
+def _care(quality: Quality) -> Iterator[str]:
+    """Say what is done about answers that look wrong, beyond flagging each of them."""
+    if quality.flags != FLAGS:
+        yield f"flagged for {_listed(quality.flags) or 'nothing'}"
+    if retry := quality.retry if quality.retry.attempts else None:
+        times = "once" if retry.attempts == 1 else f"up to {retry.attempts} times"
+        flags = [flag for flag in retry.flags if flag in quality.flags]
+        after = "any flag" if tuple(flags) == FLAGS else _listed(flags)
+        sampling = _listed(f"{name} {value}" for name, value in retry.sampling.items())
+        yield f"asked again {times} after {after}, with {sampling}"
+
+
+def _listed(names: Iterable[str]) -> str:
+    return _shortened(", ".join(names))
+
+
+def _shortened(text: str) -> str:
+    return for_people(text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}…")

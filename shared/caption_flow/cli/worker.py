@@ -39,21 +39,41 @@ def worker(
     ] = None,
     server: Annotated[
         str | None,
-        typer.Option(metavar="URL", help="The orchestrator: ws://HOST:PORT or wss://HOST:PORT."),
+        typer.Option(
+            metavar="URL",
+            help="The orchestrator: ws://HOST:PORT or wss://HOST:PORT. Needed, here or in the "
+            "file.",
+        ),
     ] = None,
     token: Annotated[
         str | None,
-        typer.Option(metavar="REF", help="The worker's token: literal, env:NAME or file:PATH."),
+        typer.Option(
+            metavar="REF",
+            help="What the orchestrator knows this worker by: the token itself, env:NAME or "
+            "file:PATH. Needed, here, in the file or in the environment.",
+        ),
     ] = None,
-    name: Annotated[str | None, typer.Option(metavar="TEXT", help="What people see.")] = None,
+    name: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TEXT",
+            help="What people see of it, in logs and rows. [default: the machine's name]",
+        ),
+    ] = None,
     batch_size: Annotated[
-        int | None, typer.Option(metavar="N", min=1, help="Most requests in the engine at once.")
+        int | None,
+        typer.Option(
+            metavar="N",
+            min=1,
+            help="Most requests in the engine at once. [default: what keeps it full]",
+        ),
     ] = None,
     engine: Annotated[
         str | None,
         typer.Option(
             metavar="ENGINE",
-            help="vllm, openai (any server with that API), or synthetic (made-up texts).",
+            help="What generates the texts: vllm, openai (any server with that API), or synthetic "
+            "(made-up texts, to try things out). [default: vllm]",
         ),
     ] = None,
     base_url: Annotated[
@@ -79,7 +99,11 @@ def worker(
     ] = None,
     precision: Annotated[
         str | None,
-        typer.Option(metavar="DTYPE", help="dtype of the model: auto, float16, bfloat16, float32."),
+        typer.Option(
+            metavar="DTYPE",
+            help="Number format of the model's weights: auto, float16, bfloat16 or float32. "
+            "[default: the recipe's]",
+        ),
     ] = None,
     model: Annotated[
         str | None, typer.Option(metavar="NAME", help="Model to use in place of the recipe's.")
@@ -96,13 +120,15 @@ def worker(
         float | None,
         typer.Option(
             metavar="SECONDS",
-            help="Restart an engine that has requests and gives no token for so long.",
+            help="Restart an engine that has requests and gives no token for so long. "
+            "[default: 600]",
         ),
     ] = None,
     max_engine_restarts: Annotated[
         int | None,
         typer.Option(
-            metavar="N", help="Restarts without an answer in between before the worker gives up."
+            metavar="N",
+            help="Restarts without an answer in between before the worker gives up. [default: 3]",
         ),
     ] = None,
     when_finished: Annotated[
@@ -110,12 +136,14 @@ def worker(
         typer.Option(
             metavar="WHAT",
             help="What to do when every item of the run is done or failed: "
-            "stay_connected, shutdown or post_exec_hook.",
+            "stay_connected, shutdown or post_exec_hook. [default: stay_connected]",
         ),
     ] = None,
     post_exec_hook: Annotated[
         str | None,
-        typer.Option(metavar="COMMAND", help="Command to run then, with post_exec_hook."),
+        typer.Option(
+            metavar="COMMAND", help="Command to run then, with --when-finished post_exec_hook."
+        ),
     ] = None,
     connect_seconds: Annotated[
         float,
@@ -128,7 +156,8 @@ def worker(
         typer.Option("--trust-remote-code", help="Let models run their own code on this machine."),
     ] = False,
     no_config: Annotated[
-        bool, typer.Option("--no-config", help="Look for no configuration in the usual places.")
+        bool,
+        typer.Option("--no-config", help="Look for no configuration in the usual places."),
     ] = False,
     exit_with_parent: Annotated[
         bool,
@@ -138,7 +167,10 @@ def worker(
 ) -> None:
     """Join an orchestrator and caption what it hands out.
 
-    The token may also be in the environment, as CAPTIONFLOW_WORKER_TOKEN. Ctrl-C finishes what the
+    - `caption-flow worker --server ws://127.0.0.1:8765 --token file:worker.token`
+
+    What is asked, and of which model, the orchestrator says. Options here win over the file. The
+    token may also be in the environment, as CAPTIONFLOW_WORKER_TOKEN. Ctrl-C finishes what the
     engine works on, gives the rest back and exits; a second one exits at once.
     """
     del vllm

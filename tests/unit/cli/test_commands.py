@@ -29,6 +29,13 @@ def test_every_option_has_words_for_people(name: str) -> None:
         assert getattr(parameter, "help", None), f"{name} {parameter.name}"
 
 
+@pytest.mark.parametrize("name", [[], ["worker"]])
+def test_help_shows_no_type_beside_what_takes_no_value(name: list[str]) -> None:
+    shown = CliRunner().invoke(app, [*name, "--help"]).output
+    assert "--help" in shown
+    assert "bool" not in shown.lower()
+
+
 @pytest.mark.parametrize("option", ["--data-dir", "--data_dir"])
 @pytest.mark.parametrize("command", ["retry-failed", "retry_failed"])
 def test_words_are_joined_by_dashes_or_underscores(
