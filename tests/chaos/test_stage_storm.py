@@ -50,7 +50,7 @@ async def test_a_run_with_its_stages_apart_survives_kills_and_broken_connections
     plan = 2 * KILLS + ["kill worker", "cut", "freeze", "stop worker", "drain worker"]
     chance.shuffle(plan)
     say(f"\nCHAOS_SEED={number}")
-    written = write_images(tmp_path / "images", 3000, folders=20)
+    written = write_images(tmp_path / "images", 2000, folders=20)
     async with (
         Fleet(tmp_path, vllm=RECIPE, **SETTINGS) as fleet,
         Storm(fleet, number, say, STAGES) as storm,
