@@ -317,20 +317,6 @@ ENGINES = {
         ["--gpus is of no use to --engine openai: the model runs on its server"],
         given=_photos,
     ),
-    "no HTTP library": Mistake(
-        OPENAI,
-        [r"the openai engine needs aiohttp, .* here: pip install 'caption-flow\[openai\]'"],
-        given=_without("aiohttp"),
-        env={"PYTHONPATH": os.pathsep.join([*ROOTS, "site"])},
-        python=(sys.executable, "-S"),
-    ),
-    "no HTTP library, for a worker": Mistake(
-        (*WORKER, *OPENAI[2:]),
-        [r"the openai engine needs aiohttp, .* here: pip install 'caption-flow\[openai\]'"],
-        given=_without("aiohttp"),
-        env={"PYTHONPATH": os.pathsep.join([*ROOTS, "site"])},
-        python=(sys.executable, "-S"),
-    ),
     "a model's folder that is not there": Mistake(
         ("run", "photos", "--model", "./no/model"),
         [r"model folder '\./no/model' does not exist \(looked in .*\)"],

@@ -34,15 +34,6 @@ def check_engine(engine: EngineConfig, *, base_url: str | None, api_key: str | N
             usage_error(f"the key of the openai engine: {error}")
 
 
-def require_openai() -> None:
-    """End the command if what the openai engine needs is not here."""
-    if importlib.util.find_spec("aiohttp") is None:
-        usage_error(
-            "the openai engine needs aiohttp, which is not installed here: "
-            "pip install 'caption-flow[openai]'"
-        )
-
-
 def require_vllm(models: Iterable[str]) -> None:
     """End the command if vLLM is not here, or a model's folder; nothing heavy is imported."""
     from caption_flow.worker.engines.models import missing_model_folder  # noqa: PLC0415  -- lazy

@@ -12,7 +12,7 @@ import typer
 
 from caption_flow.cli.configuration import WorkersOfRun, load_or_refuse, workers_of_run
 from caption_flow.cli.crew import KEY_VARIABLE
-from caption_flow.cli.engines import EngineKind, check_engine, require_openai, require_vllm
+from caption_flow.cli.engines import EngineKind, check_engine, require_vllm
 from caption_flow.cli.failures import usage_error
 from caption_flow.cli.gpus import Shares, choose_gpus
 from caption_flow.cli.logs import configure_logging
@@ -204,8 +204,6 @@ def _carry_out(plan: Plan, dry_run_only: bool) -> int:
     plan.check_folders()
     if plan.engine == EngineKind.VLLM:
         require_vllm(stage.model for stage in plan.config.recipe().stages)
-    if plan.engine == EngineKind.OPENAI:
-        require_openai()
 
     from caption_flow.cli.local_run import LocalRun  # noqa: PLC0415
 

@@ -15,7 +15,7 @@ import typer
 
 from caption_flow.cli.configuration import load_worker_or_refuse
 from caption_flow.cli.crew import PARENT_VARIABLE
-from caption_flow.cli.engines import check_engine, require_openai
+from caption_flow.cli.engines import check_engine
 from caption_flow.cli.failures import CommandFailed, usage_error
 from caption_flow.cli.gpus import show_only
 from caption_flow.cli.logs import configure_logging
@@ -198,8 +198,6 @@ def worker(
     }
     loaded = load_worker_or_refuse(path, overrides)
     check_engine(loaded.engine, base_url=base_url, api_key=api_key)
-    if loaded.engine.type == "openai":
-        require_openai()
     start(
         loaded,
         model=model or loaded.vllm.model,

@@ -46,19 +46,10 @@ def build_engine(
                 trust_remote_code=trust_remote_code,
             )
         case "openai":
-            return _openai_engine(model, engine_settings)
+            from caption_flow.worker.engines.openai import OpenAIEngine  # noqa: PLC0415 - lazy, too
+
+            return OpenAIEngine(model, engine_settings)
         case _:
             guess = nearest(kind, ENGINE_KINDS)
             hint = f"; did you mean '{guess}'?" if guess else f"; choose {', '.join(ENGINE_KINDS)}"
             raise EngineUnavailable(f"there is no engine '{kind}'{hint}")
-
-
-def _openai_engine(model: str, settings: Mapping[str, Any]) -> Engine:
-    try:
-        from caption_flow.worker.engines.openai import OpenAIEngine  # noqa: PLC0415 - optional
-    except ModuleNotFoundError as error:
-        raise EngineUnavailable(
-            f"the openai engine needs the package '{error.name}', which is not installed here: "
-            "pip install 'caption-flow[openai]'"
-        ) from error
-    return OpenAIEngine(model, settings)
