@@ -203,8 +203,10 @@ async def test_tokens_and_starvation_are_in_the_heartbeat_and_at_the_end_in_the_
         assert stats["starved"] == pytest.approx(sum(stats[f"starved_{one}"] for one in causes))
         await peer.send(Finished(3, 0))
         assert await it.exit_code() == 0
-        assert "the engine was starved for " in str(it.logs[-2]["event"])
-        assert ": no lease " in str(it.logs[-2]["event"])
+        starved, ways = (str(line["event"]) for line in it.logs[-3:-1])
+        assert "the engine was starved for " in starved
+        assert ": no lease " in starved
+        assert ways == "images: 3 sent by the orchestrator"
 
 
 async def test_the_engine_hears_before_it_starts_how_requests_will_come() -> None:
