@@ -490,13 +490,13 @@ class Orchestrator:
 
     async def read_image(self, lease: int, shard: str, item: int) -> Image:
         """See `Leader`."""
-        found = await asyncio.to_thread(self._source.describe, shard, [item])
-        if not found or found[0].place is None:
-            reason = found[0].reason if found else ""
-            return Image(lease, item, error=reason or "the item is not in the dataset")
         try:
+            found = await asyncio.to_thread(self._source.describe, shard, [item])
+            if not found or found[0].place is None:
+                reason = found[0].reason if found else ""
+                return Image(lease, item, error=reason or "the item is not in the dataset")
             payload = await self._places.read(found[0].place)
-        except (NotHereError, PlaceError) as error:
+        except (NotHereError, PlaceError, SourceError) as error:
             return Image(lease, item, error=f"its bytes cannot be read: {error}")
         return Image(lease, item, payload)
 

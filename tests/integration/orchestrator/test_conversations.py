@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 from structlog.testing import capture_logs
 from websockets.exceptions import ConnectionClosed
 
+from caption_flow.orchestrator.sources.base import Item, SourceError
 from caption_flow.protocol.codec import MAX_FRAME_BYTES
 from caption_flow.protocol.messages import (
     Ack,
@@ -345,6 +347,20 @@ async def test_image_bytes_are_sent_within_ones_own_lease_and_not_beyond(tmp_pat
         ):
             refused = await worker.image(lease, item)
             assert (refused.payload, refused.error) == (b"", "the lease is over")
+
+
+async def test_a_dataset_that_can_no_longer_be_read_is_an_answer_to_who_asks_for_an_image(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(shard: str, items: Sequence[int]) -> tuple[Item, ...]:
+        raise SourceError(f"the shard {shard} has changed")
+
+    async with led(tmp_path) as run:
+        worker = await run.join()
+        granted = await worker.lease()
+        monkeypatch.setattr(run.orchestrator._source, "describe", broken)
+        image = await worker.image(granted.lease, granted.items[0].index)
+        assert "the shard default has changed" in image.error
 
 
 async def test_an_image_that_has_vanished_is_answered_with_the_reason(tmp_path: Path) -> None:
