@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Final
+
+MISSING: Final = "image_missing"
+"""The ``error_kind`` of items whose bytes nobody has."""
+
 
 class NotHereError(Exception):
     """This machine cannot read the place, or not that very content; another one may."""

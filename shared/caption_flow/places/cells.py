@@ -8,13 +8,12 @@ from functools import partial
 from pathlib import PurePosixPath
 from typing import Any, Final
 
-from caption_flow.places.base import NotHereError, PlaceError
+from caption_flow.places.base import MISSING, NotHereError, PlaceError
 from caption_flow.places.files import read_file
 from caption_flow.places.objects import read_object
 from caption_flow.places.parquet import ParquetColumns, ParquetPlace
 from caption_flow.protocol.places import CellPlace, FilePlace, ObjectPlace
 
-MISSING: Final = "image_missing"
 _HUB_ROOT_PARTS: Final = 5
 """``hf://datasets/org/name@commit`` between slashes."""
 

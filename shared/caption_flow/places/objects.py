@@ -23,11 +23,10 @@ import stamina
 from obstore import exceptions
 from obstore.store import HTTPStore, S3Store, from_url
 
-from caption_flow.places.base import NotHereError, PlaceError
+from caption_flow.places.base import MISSING, NotHereError, PlaceError
 from caption_flow.protocol.places import ObjectPlace
 
 _KNOWN_STORAGES: Final = 64
-_MISSING: Final = "image_missing"
 _HTTP: Final = frozenset({"http", "https"})
 _CLOUD: Final = frozenset({"s3", "s3a", "gs", "az", "abfs", "abfss"})
 _GRANTED: Final = {
@@ -278,5 +277,5 @@ def read_object(place: ObjectPlace, objects: Objects = OBJECTS) -> bytes:
         return objects.read(place.url, place.offset, place.length, size=place.size)
     except ObjectError as error:
         if error.kind == "missing":
-            raise PlaceError(_MISSING, str(error)) from error
+            raise PlaceError(MISSING, str(error)) from error
         raise NotHereError(str(error)) from error

@@ -10,7 +10,7 @@ from typing import Any, Final, cast
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from caption_flow.places.base import NotHereError, PlaceError
+from caption_flow.places.base import MISSING, NotHereError, PlaceError
 from caption_flow.places.kept import Kept
 from caption_flow.places.objects import storage_of
 from caption_flow.protocol.places import FilePlace, ObjectPlace
@@ -50,7 +50,7 @@ class ParquetColumns:
         with _opened(file) as opened:
             reader = pq.ParquetFile(opened, metadata=footer, pre_buffer=True)
             if row_group >= footer.num_row_groups or name not in reader.schema_arrow.names:
-                raise PlaceError("image_missing", f"there is no column {name} in the row's file")
+                raise PlaceError(MISSING, f"there is no column {name} in the row's file")
             batches = list(reader.iter_batches(_BATCH_ROWS, row_groups=[row_group], columns=[name]))
             kind = reader.schema_arrow.field(name).type
         return pa.chunked_array([batch.column(0) for batch in batches], type=kind)
@@ -71,7 +71,7 @@ def _opened(file: ParquetPlace) -> Iterator[Any]:
     except (NotHereError, PlaceError):
         raise
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-        raise PlaceError("image_missing", f"{name} is damaged: {_line(error)}") from error
+        raise PlaceError(MISSING, f"{name} is damaged: {_line(error)}") from error
     except Exception as error:  # each storage has its own exceptions
         raise NotHereError(f"{name} cannot be read: {_line(error)}") from error
 

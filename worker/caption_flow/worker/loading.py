@@ -29,9 +29,6 @@ log = structlog.get_logger()
 T = TypeVar("T")
 U = TypeVar("U")
 
-MISSING: Final = "image_missing"
-"""The ``error_kind`` of items whose bytes nobody has."""
-
 Way = Literal["here", "there", "served"]
 """How an item's bytes came: from this machine's files, from where the dataset lies, or sent."""
 HERE: Final[Way] = "here"

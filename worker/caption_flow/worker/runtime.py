@@ -16,6 +16,7 @@ from typing import Any, Final
 
 import structlog
 
+from caption_flow.places.base import MISSING
 from caption_flow.protocol.messages import (
     Drain,
     Finished,
@@ -68,7 +69,7 @@ from caption_flow.worker.draft import size_of
 from caption_flow.worker.engines.base import Engine, EngineError
 from caption_flow.worker.garage import Garage
 from caption_flow.worker.images.load import ImageError
-from caption_flow.worker.loading import MISSING, Activity, ImageLoader, ways_taken
+from caption_flow.worker.loading import Activity, ImageLoader, ways_taken
 from caption_flow.worker.pipeline import (
     LOOK_AHEAD_BYTES,
     MAX_ATTEMPTS,
