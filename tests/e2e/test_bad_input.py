@@ -481,7 +481,8 @@ def answers(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[dict[str, Future[Answer]]]:
     """Make the mistakes of this session's tests, two at a time."""
-    asked = [getattr(item, "callspec", None) for item in request.session.items]
+    ours = [item for item in request.session.items if item.path == request.path]
+    asked = [getattr(item, "callspec", None) for item in ours]
     names = {call.params.get("name") for call in asked if call is not None}
     with ThreadPoolExecutor(2) as pool:
         yield {
