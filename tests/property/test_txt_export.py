@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from caption_flow.storage.contents import StorageContents
 from caption_flow.storage.exporter import ExportReport, StorageExporter
 from caption_flow.storage.exporter.sidecars import appended
-from caption_flow.storage.exporter.txt import caption_lines
+from caption_flow.storage.exporter.texts import caption_lines
 
 on_disk = settings(deadline=None, max_examples=50, suppress_health_check=[HealthCheck.too_slow])
 """Each example makes a folder: how long that takes is the machine's business."""

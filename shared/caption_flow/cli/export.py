@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -29,6 +30,15 @@ class Existing(StrEnum):
     SKIP = "skip"
     OVERWRITE = "overwrite"
     APPEND = "append"
+    BACKUP = "backup"
+
+
+class Status(StrEnum):
+    """How a row may have ended."""
+
+    OK = "ok"
+    FLAGGED = "flagged"
+    FAILED = "failed"
 
 
 def export(
@@ -45,12 +55,31 @@ def export(
         ),
     ] = Path("./export"),
     export_column: Annotated[
-        str | None,
+        list[str] | None,
         typer.Option(
-            metavar="FIELD",
-            help="Output field that goes into txt files. [default: captions, or the only one]",
+            metavar="LIST",
+            help="Output fields that go into txt files, comma-separated, in this order. "
+            "[default: captions, or the only one]",
         ),
     ] = None,
+    per_field: Annotated[
+        bool,
+        typer.Option(
+            "--per-field", help="One file for each of these fields: NAME.FIELD.txt (txt)."
+        ),
+    ] = False,
+    template: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TEXT",
+            help="Text of each item, made of fields and columns: '{caption}, {column:tags}' (txt).",
+        ),
+    ] = None,
+    prefix: Annotated[
+        str,
+        typer.Option(metavar="TEXT", help="Put before each text, such as a trigger word (txt)."),
+    ] = "",
+    suffix: Annotated[str, typer.Option(metavar="TEXT", help="Put after each text (txt).")] = "",
     filename_column: Annotated[
         str,
         typer.Option(metavar="NAME", help="Column with the image's path within the dataset."),
@@ -70,15 +99,43 @@ def export(
             "--shard", "--shards", metavar="LIST", help="Only these shards, comma-separated."
         ),
     ] = None,
+    status: Annotated[
+        list[Status] | None,
+        typer.Option(
+            metavar="HOW",
+            help="Only rows that ended so: ok (captioned, no flag), flagged or failed; may be "
+            "repeated. [default: all]",
+        ),
+    ] = None,
+    filter_: Annotated[
+        str | None,
+        typer.Option(
+            "--filter",
+            metavar="SQL",
+            help="Only rows for which this holds, as in SQL's WHERE: \"image_width >= 512 AND "
+            'len(captions) > 0".',
+        ),
+    ] = None,
     existing: Annotated[
         Existing,
         typer.Option(
             metavar="HOW",
-            help="Files that are there already: skip, overwrite, or append to them (txt).",
+            help="Files that are there already: skip, overwrite, append to them (txt), or backup: "
+            "overwrite and keep what was there as NAME.txt.bak.",
         ),
     ] = Existing.OVERWRITE,
     include_empty: Annotated[
         bool, typer.Option("--include-empty", help="Write a file for empty captions, too (txt).")
+    ] = False,
+    undo: Annotated[
+        bool,
+        typer.Option(
+            "--undo",
+            help="Put back what the last txt or json export replaced, and write nothing else.",
+        ),
+    ] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Say what was done as one JSON object, for scripts.")
     ] = False,
     stats_only: Annotated[
         bool, typer.Option("--stats-only", help="Only say how many rows there are of what kind.")
@@ -90,34 +147,69 @@ def export(
     What is in no Parquet file yet is included. txt and json make one file an image: beside the
     images if the output folder is the dataset's own, else in the same folders below
     OUTPUT/default. The other formats make one file, OUTPUT/default.jsonl and so on.
+
+    - `caption-flow export --format txt --output photos --prefix "ohwx, "`
+    - `caption-flow export --format parquet --status ok --filter "image_width >= 1024"`
+    - `caption-flow export --undo`
     """
     configure_logging("export", verbose=verbose)
     if not data_dir.is_dir():
         usage_error(f"there is no folder {for_people(data_dir)}; --data-dir names the run's folder")
-    if existing is Existing.APPEND and format_ is not Format.TXT:
-        usage_error(f"--existing append adds lines to txt files, and cannot be done with {format_}")
-    if not stats_only:
+    _refuse_what_is_for_texts(
+        format_,
+        {
+            "--existing append": existing is Existing.APPEND,
+            "--per-field": per_field,
+            "--template": template is not None,
+            "--prefix": bool(prefix),
+            "--suffix": bool(suffix),
+        },
+    )
+    if template is not None and (export_column or per_field):
+        usage_error("--template says which fields go into a text: drop --export-column")
+    if not stats_only and not undo:
         refuse_unwritable(output, "choose another folder (--output)")
 
-    from caption_flow.cli.exporting import Request, export_rows, print_stats  # noqa: PLC0415
+    from caption_flow.cli.exporting import (  # noqa: PLC0415
+        Request,
+        export_rows,
+        print_stats,
+        undo_last,
+    )
 
     if stats_only:
-        print_stats(data_dir)
+        print_stats(data_dir, as_json=as_json)
+        return
+    if undo:
+        undo_last(data_dir, as_json=as_json)
         return
     export_rows(
         Request(
             data_dir=data_dir,
             format=format_.value,
             output=output,
-            export_column=export_column,
+            export_columns=_listed(export_column),
+            per_field=per_field,
+            template=template,
+            prefix=prefix,
+            suffix=suffix,
             filename_column=filename_column,
             columns=_listed(columns),
             limit=limit,
             shards=_listed(shard),
+            endings=frozenset(ending.value for ending in status or ()),
+            condition=filter_,
             existing=existing.value,
             include_empty=include_empty,
+            as_json=as_json,
         )
     )
+
+
+def _refuse_what_is_for_texts(format_: Format, options: Mapping[str, bool]) -> None:
+    for option, given in options.items():
+        if given and format_ is not Format.TXT:
+            usage_error(f"{option} is about txt files, and cannot be done with {format_}")
 
 
 def _listed(values: list[str] | None) -> tuple[str, ...]:

@@ -36,6 +36,7 @@ from caption_flow.storage.exported import Exported, exported_from
 from caption_flow.storage.exporter.errors import ExportError
 from caption_flow.storage.exporter.jsonl import export_jsonl
 from caption_flow.storage.exporter.report import ExportReport
+from caption_flow.storage.exporter.texts import Wording
 from caption_flow.storage.exporter.txt import export_txt
 from caption_flow.storage.reader import StorageReader
 
@@ -267,7 +268,7 @@ class LocalRun:
             return export_txt(
                 contents,
                 plan.destination,
-                export_column=plan.export_column,
+                wording=Wording((plan.export_column,)),
                 existing=plan.existing,  # type: ignore[arg-type]  # one of the three by its enum
                 earlier=earlier,
             )

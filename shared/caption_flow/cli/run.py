@@ -32,6 +32,7 @@ class Existing(StrEnum):
     SKIP = "skip"
     OVERWRITE = "overwrite"
     APPEND = "append"
+    BACKUP = "backup"
 
 
 def run(
@@ -102,7 +103,8 @@ def run(
         typer.Option(
             metavar="HOW",
             help="Images of a folder that have a .txt already: skip leaves them out, overwrite "
-            "replaces it, append adds to it. [default: skip]",
+            "replaces it, append adds to it, backup replaces it and keeps it as .txt.bak. "
+            "[default: skip]",
         ),
     ] = None,
     export_column: Annotated[

@@ -15,6 +15,7 @@ from typing import Any, Final, Protocol
 import pyarrow as pa
 
 from caption_flow.protocol.rows import TEXTS
+from caption_flow.storage.choice import Choice
 from caption_flow.storage.schema import native_path
 
 Row = dict[str, Any]
@@ -65,17 +66,32 @@ class Selection:
     open_reader: Callable[[], RowReader]
     shards: frozenset[str] | None = None
     limit: int | None = None
+    choice: Choice | None = None
 
     def batches(self, columns: Sequence[str]) -> Generator[pa.RecordBatch]:
         """Yield the selected rows with those of ``columns`` that the store has."""
         reader = self.open_reader()
         try:
             present = [name for name in columns if name in reader.columns]
-            # Handed over without a name of its own, so that the reader's generator ends with this
-            # one and not after the reader is closed.
-            yield from _first(reader.batches(self.shards, present), self.limit)
+            if self.choice is None:
+                # Handed over without a name of its own, so that the reader's generator ends with
+                # this one and not after the reader is closed.
+                yield from _first(reader.batches(self.shards, present), self.limit)
+            else:
+                yield from _first(self._chosen(reader, present, self.choice), self.limit)
         finally:
             reader.close()
+
+    def _chosen(
+        self, reader: RowReader, present: Sequence[str], choice: Choice
+    ) -> Generator[pa.RecordBatch]:
+        """Yield the rows that are chosen, wherever they are; a choice may read more columns."""
+        choice.left_out = 0
+        read = tuple(dict.fromkeys((*present, *choice.reads(reader.columns))))
+        for batch in reader.batches(self.shards, read):
+            chosen = choice.of(batch)
+            if chosen.num_rows:
+                yield chosen.select(list(present))
 
 
 class StorageContents:

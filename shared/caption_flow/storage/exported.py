@@ -1,7 +1,10 @@
-"""Which files an earlier export of this run wrote, so that they are told from other people's.
+"""What exports of this run did to files: which they wrote, and what they replaced.
 
 A file that still holds what we wrote is ours to replace when its caption changes; one that was
 edited since, or was there before, is not. Losing this record costs nothing but that freedom.
+
+What the last export replaced is kept apart, and is on disk before the file is touched, so that it
+can be put back also after a crash.
 """
 
 from __future__ import annotations
@@ -15,6 +18,12 @@ from pathlib import Path
 from typing import Final
 
 _FILE: Final = "exports.sqlite3"
+UNDO_FILE: Final = "undo.sqlite3"
+_REPLACED: Final = """
+CREATE TABLE IF NOT EXISTS replaced (
+    path BLOB PRIMARY KEY, before BLOB NOT NULL, after BLOB NOT NULL
+)
+"""
 _TABLE: Final = """
 CREATE TABLE IF NOT EXISTS written (path BLOB PRIMARY KEY, digest BLOB NOT NULL) WITHOUT ROWID
 """
@@ -72,6 +81,59 @@ def written_by(data_dir: Path) -> Iterator[Exported | None]:
             yield None
         else:
             yield Exported(connection)
+
+
+class Replaced:
+    """What files held before the export that is under way, or the last one, replaced it."""
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._connection = connection
+        self._is_new = True
+
+    def note(self, path: Path, before: bytes, after: bytes) -> None:
+        """Note what a file holds that is about to be replaced.
+
+        The first note of an export takes the place of the export's before it: one that replaces
+        nothing leaves the one before it to be undone.
+        """
+        if self._is_new:
+            self._is_new = False
+            self._connection.execute("DELETE FROM replaced")
+        self._connection.execute(
+            "INSERT OR IGNORE INTO replaced VALUES (?, ?, ?)", (_key(path), before, _digest(after))
+        )
+
+    def __iter__(self) -> Iterator[tuple[Path, bytes]]:
+        """Yield what can be put back, and forget it once it has been."""
+        query = "SELECT path FROM replaced ORDER BY path"
+        for (key,) in self._connection.execute(query).fetchall():
+            found = self._connection.execute("SELECT before FROM replaced WHERE path = ?", (key,))
+            yield Path(os.fsdecode(key)), found.fetchone()[0]
+            self._connection.execute("DELETE FROM replaced WHERE path = ?", (key,))
+
+    def still_ours(self, path: Path) -> bool:
+        """Tell whether a file holds what the export put there.
+
+        Raises:
+            FileNotFoundError: it is gone.
+        """
+        query = "SELECT after FROM replaced WHERE path = ?"
+        (after,) = self._connection.execute(query, (_key(path),)).fetchone()
+        return bool(after == _digest(path.read_bytes()))
+
+
+@contextmanager
+def replaced_by_export(data_dir: Path) -> Iterator[Replaced]:
+    """Open the record of what exports replace.
+
+    Raises:
+        sqlite3.DatabaseError: the record is damaged or cannot be written.
+    """
+    with closing(sqlite3.connect(data_dir / UNDO_FILE, isolation_level=None)) as connection:
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA synchronous = NORMAL")
+        connection.execute(_REPLACED)
+        yield Replaced(connection)
 
 
 def _key(path: Path) -> bytes:

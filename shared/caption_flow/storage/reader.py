@@ -65,6 +65,11 @@ class StorageReader:
         return () if self._schema is None else tuple(self._schema.names)
 
     @property
+    def schema(self) -> pa.Schema:
+        """The columns with their types; none when nothing has been written."""
+        return self._schema or pa.schema([])
+
+    @property
     def output_fields(self) -> tuple[str, ...]:
         """The columns that hold texts the models wrote."""
         return () if self._schema is None else output_fields_of(self._schema)

@@ -23,7 +23,7 @@ from caption_flow.storage.exporter.columns import require
 from caption_flow.storage.exporter.encoding import json_bytes
 from caption_flow.storage.exporter.output_file import output_file
 from caption_flow.storage.exporter.report import ExportReport
-from caption_flow.storage.exporter.txt import one_line
+from caption_flow.storage.exporter.texts import one_line
 
 FORMULA_STARTS: Final = ("=", "+", "-", "@", "\t", "\r")
 

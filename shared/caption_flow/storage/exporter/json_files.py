@@ -11,6 +11,7 @@ from typing import Literal
 import msgspec
 
 from caption_flow.storage.contents import Row, StorageContents
+from caption_flow.storage.exported import Replaced
 from caption_flow.storage.exporter.columns import require
 from caption_flow.storage.exporter.encoding import json_bytes
 from caption_flow.storage.exporter.report import ExportReport
@@ -22,9 +23,10 @@ def export_json_files(
     output_dir: Path,
     *,
     filename_column: str = "filename",
-    existing: Literal["overwrite", "skip"] = "overwrite",
+    existing: Literal["overwrite", "skip", "backup"] = "overwrite",
+    replaced: Replaced | None = None,
 ) -> ExportReport:
-    """Write each item's row to a file beside its image.
+    """Write each item's row to a file beside its image; for ``replaced`` see `write_sidecars`.
 
     Raises:
         ExportError: no such column, nothing to export, or a file that cannot be written.
@@ -38,5 +40,10 @@ def export_json_files(
 
     format_ = SidecarFormat(".json", columns, render)
     return write_sidecars(
-        contents, output_dir, format_, filename_column=filename_column, existing=existing
+        contents,
+        output_dir,
+        format_,
+        filename_column=filename_column,
+        existing=existing,
+        replaced=replaced,
     )

@@ -8,6 +8,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Final
 
+from caption_flow.storage.contents import displayed
+
 MAX_PROBLEMS: Final = 20
 """Sentences kept; the numbers count every case."""
 
@@ -23,6 +25,8 @@ class Skip(StrEnum):
     """The item has a result without any text."""
     CONFLICT = "conflict"
     """Another item's file, or something that is no file, has the name."""
+    NOT_CHOSEN = "not chosen"
+    """The status or the filter that was asked for is another."""
     BAD_NAME = "bad name"
     """The item's name is missing, leads out of the folder, or is none this disk can hold."""
 
@@ -31,7 +35,8 @@ class Skip(StrEnum):
 class ExportReport:
     """What one export did: files for one-file-per-item formats, rows for the others.
 
-    ``replaced`` and ``appended`` count those of ``written`` whose file had other text before.
+    ``replaced`` and ``appended`` count those of ``written`` whose file had other text before, and
+    ``backed_up`` the copies that were kept of it.
     ``problems`` holds at most `MAX_PROBLEMS` sentences.
     """
 
@@ -40,6 +45,7 @@ class ExportReport:
     unchanged: int = 0
     replaced: int = 0
     appended: int = 0
+    backed_up: int = 0
     skipped: Counter[Skip] = field(default_factory=Counter)
     problems: list[str] = field(default_factory=list)
 
@@ -54,11 +60,26 @@ class ExportReport:
         if problem is not None and len(self.problems) < MAX_PROBLEMS:
             self.problems.append(problem)
 
+    def facts(self) -> dict[str, object]:
+        """Return the report for scripts."""
+        return {
+            "destination": displayed(str(self.destination)),
+            "written": self.written,
+            "unchanged": self.unchanged,
+            "replaced": self.replaced,
+            "appended": self.appended,
+            "backed_up": self.backed_up,
+            "skipped": {str(reason): count for reason, count in sorted(self.skipped.items())},
+            "problems": self.problems,
+        }
+
     def summary(self) -> str:
         """Return one line for people: what was written, changed and skipped."""
         counts = [f"{self.written} written"]
         if self.replaced:
             counts.append(f"{self.replaced} of them in place of other text")
+        if self.backed_up:
+            counts.append(f"{self.backed_up} backed up (.bak)")
         if self.appended:
             counts.append(f"{self.appended} of them after existing text")
         if self.unchanged:

@@ -7,15 +7,18 @@ What a file holds is the format's.
 from __future__ import annotations
 
 import errno
+import filecmp
+import os
+import shutil
 import stat
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal, get_args
 
-from caption_flow.storage.atomic import replace_bytes
+from caption_flow.storage.atomic import replace_bytes, replaced_file
 from caption_flow.storage.contents import Row, StorageContents
-from caption_flow.storage.exported import Exported
+from caption_flow.storage.exported import Exported, Replaced
 from caption_flow.storage.exporter.claims import Claim, Claims
 from caption_flow.storage.exporter.errors import ExportError, naming
 from caption_flow.storage.exporter.names import (
@@ -26,8 +29,11 @@ from caption_flow.storage.exporter.names import (
 )
 from caption_flow.storage.exporter.report import ExportReport, Skip
 
-Existing = Literal["overwrite", "skip", "append"]
-"""What to do where there is a file already: replace it, leave it, or add our lines after it."""
+Existing = Literal["overwrite", "skip", "append", "backup"]
+"""What to do where there is a file already: replace it, leave it, add our lines after it, or
+replace it and keep what it was beside it."""
+
+BACKUP_SUFFIX: Final = ".bak"
 
 _BAD_NAME_ERRORS: Final = frozenset(
     {errno.ENAMETOOLONG, errno.ENOTDIR, errno.EEXIST, errno.ELOOP, errno.EILSEQ, errno.EINVAL}
@@ -58,11 +64,13 @@ def write_sidecars(
     filename_column: str,
     existing: Existing,
     earlier: Exported | None = None,
+    replaced: Replaced | None = None,
 ) -> ExportReport:
     """Write each item's file beside its image under ``output_dir``; see `ExportReport`.
 
     With ``earlier``, a file that still holds what an earlier export wrote is replaced also where
-    existing files are left alone, and what is written now is remembered.
+    existing files are left alone, and what is written now is remembered. With ``replaced``, what
+    files held before is noted there before they are replaced.
 
     Raises:
         ExportError: a file cannot be written (full disk, no permission); those before it are whole.
@@ -70,7 +78,10 @@ def write_sidecars(
     if existing not in get_args(Existing):
         raise ExportError(f"existing={existing!r}: choose one of {', '.join(get_args(Existing))}")
     folder = OutputFolder(output_dir)
-    return _SidecarWriter(folder, format_, filename_column, existing, earlier).write_all(contents)
+    writer = _SidecarWriter(
+        folder, format_, filename_column, existing, earlier=earlier, replaced=replaced
+    )
+    return writer.write_all(contents)
 
 
 class _SidecarWriter:
@@ -80,13 +91,16 @@ class _SidecarWriter:
         format_: SidecarFormat,
         filename_column: str,
         existing: Existing,
+        *,
         earlier: Exported | None,
+        replaced: Replaced | None,
     ) -> None:
         self._folder = folder
         self._format = format_
         self._filename_column = filename_column
         self._existing = existing
         self._earlier = earlier
+        self._replaced = replaced
         self._report = ExportReport(folder.root)
 
     def write_all(self, contents: StorageContents) -> ExportReport:
@@ -167,10 +181,18 @@ class _SidecarWriter:
         elif self._existing == "skip" and not self._is_ours(path):
             report.skip(Skip.EXISTING)
         else:
-            replace_bytes(path, ours)
+            self._replace(path, ours)
             self._remember(path, ours)
             report.written += 1
             report.replaced += 1
+
+    def _replace(self, path: Path, ours: bytes) -> None:
+        """Put our bytes in place of a file's, which are noted and kept as far as was asked for."""
+        if self._replaced is not None:
+            self._replaced.note(path, path.read_bytes(), ours)
+        if self._existing == "backup" and not self._is_ours(path):
+            self._report.backed_up += keep_beside(path)
+        replace_bytes(path, ours)
 
     def _is_ours(self, path: Path) -> bool:
         return self._earlier is not None and self._earlier.is_ours(path, path.read_bytes())
@@ -185,9 +207,30 @@ class _SidecarWriter:
         if after == before:
             self._report.unchanged += 1
             return
+        if self._replaced is not None and before:
+            self._replaced.note(path, before, after)
         replace_bytes(path, after)
         self._report.written += 1
         self._report.appended += bool(before)
+
+
+def keep_beside(path: Path) -> bool:
+    """Keep a copy of a file as ``NAME.bak``; a backup that is there is never replaced.
+
+    Returns whether there is a new one: what an existing one holds already is not kept twice.
+    """
+    number = 0
+    while True:
+        ending = BACKUP_SUFFIX if number == 0 else f"{BACKUP_SUFFIX}{number}"
+        backup = path.with_name(path.name + ending)
+        if not os.path.lexists(backup):
+            with replaced_file(backup) as sink, path.open("rb") as source:
+                shutil.copyfileobj(source, sink)
+            shutil.copystat(path, backup)
+            return True
+        if backup.is_file() and filecmp.cmp(path, backup, shallow=False):
+            return False
+        number += 1
 
 
 def _make(path: Path, ours: bytes) -> None:

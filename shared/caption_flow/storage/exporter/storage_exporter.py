@@ -14,6 +14,7 @@ from caption_flow.storage.exporter.jsonl import export_jsonl
 from caption_flow.storage.exporter.parquet import export_parquet
 from caption_flow.storage.exporter.report import ExportReport
 from caption_flow.storage.exporter.sidecars import Existing
+from caption_flow.storage.exporter.texts import Wording
 from caption_flow.storage.exporter.txt import export_txt
 
 AnyPath = str | PathLike[str]
@@ -47,7 +48,7 @@ class StorageExporter:
                 self.contents,
                 Path(output_dir),
                 filename_column=filename_column,
-                export_column=export_column,
+                wording=Wording((export_column,)),
                 existing=existing,
                 include_empty=include_empty,
             )

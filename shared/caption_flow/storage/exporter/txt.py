@@ -6,16 +6,15 @@ whole file for the caption get the caption.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from caption_flow.protocol.rows import FAILED
 from caption_flow.storage.contents import Row, StorageContents
-from caption_flow.storage.exported import Exported
+from caption_flow.storage.exported import Exported, Replaced
 from caption_flow.storage.exporter.columns import require
 from caption_flow.storage.exporter.report import ExportReport, Skip
 from caption_flow.storage.exporter.sidecars import Existing, SidecarFormat, write_sidecars
+from caption_flow.storage.exporter.texts import Wording
 
 
 def export_txt(
@@ -23,31 +22,36 @@ def export_txt(
     output_dir: Path,
     *,
     filename_column: str = "filename",
-    export_column: str = "captions",
+    wording: Wording | None = None,
+    suffix: str = ".txt",
     existing: Existing = "overwrite",
     include_empty: bool = False,
     earlier: Exported | None = None,
+    replaced: Replaced | None = None,
 ) -> ExportReport:
     """Write each captioned item's texts to a file beside its image.
 
     Failed items write nothing and leave a file that exists as it was, and so do items whose texts
     are all empty, unless ``include_empty`` asks for empty files. ``earlier`` is the record of what
-    this run's exports wrote before; see `write_sidecars`.
+    this run's exports wrote before, ``replaced`` the one of what they replace; see
+    `write_sidecars`.
 
     Raises:
         ExportError: no such column, nothing to export, or a file that cannot be written.
     """
-    require(contents, filename_column, export_column)
+    wording = wording or Wording()
+    require(contents, filename_column)
+    wording.check(contents)
 
     def render(row: Row) -> bytes | Skip:
         if row["status"] == FAILED:
             return Skip.FAILED
-        lines = caption_lines(row[export_column])
+        lines = wording.lines(row)
         if not lines and not include_empty:
             return Skip.EMPTY
         return "\n".join(lines).encode("utf-8", "backslashreplace")
 
-    format_ = SidecarFormat(".txt", ("status", export_column), render)
+    format_ = SidecarFormat(suffix, ("status", *wording.reads), render)
     return write_sidecars(
         contents,
         output_dir,
@@ -55,23 +59,5 @@ def export_txt(
         filename_column=filename_column,
         existing=existing,
         earlier=earlier,
+        replaced=replaced,
     )
-
-
-def caption_lines(value: Any) -> list[str]:
-    """Return a column's value as lines: one per text, none for an empty one."""
-    return [line for text in texts_of(value) if (line := one_line(text))]
-
-
-def texts_of(value: Any) -> Sequence[str]:
-    """Return a column's value as texts; a column need not be an output field."""
-    if value is None:
-        return ()
-    if isinstance(value, (list, tuple)):
-        return [str(text) for text in value if text is not None]
-    return (str(value),)
-
-
-def one_line(text: str) -> str:
-    """Return a text with each line break, and the white space around it, as one space."""
-    return " ".join(stripped for line in text.splitlines() if (stripped := line.strip()))

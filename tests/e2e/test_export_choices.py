@@ -1,0 +1,120 @@
+"""`caption-flow export` as people use it: which rows, which words, and nothing destroyed."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.support.cli import Finished, caption_flow, make_images
+
+CONFIG = """
+orchestrator:
+  dataset: {type: local_filesystem, dataset_path: photos}
+  vllm:
+    mock_results: true
+    stages:
+      - {name: long, prompts: [describe], output_field: long}
+      - {name: short, prompts: ["shorten {long}"], output_field: short, requires: [long]}
+"""
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder `photos` of four images and a broken one, captioned into `results`."""
+    folder = tmp_path_factory.mktemp("done")
+    make_images(folder / "photos", 4)
+    (folder / "photos" / "broken.jpg").write_bytes(b"")
+    (folder / "run.yaml").write_text(CONFIG)
+    arguments = ("run", "photos", "--config", "run.yaml", "--data-dir", "results")
+    ran = caption_flow(*arguments, "--output", "elsewhere", cwd=folder)
+    assert ran.code == 0, ran.said
+    return folder
+
+
+@pytest.fixture
+def here(done: Path, tmp_path: Path) -> Path:
+    """A copy that a test may change."""
+    return Path(shutil.copytree(done, tmp_path / "copy"))
+
+
+def export(here: Path, *arguments: str) -> Finished:
+    finished = caption_flow("export", "--data-dir", "results", *arguments, cwd=here)
+    assert finished.code == 0, finished.said
+    return finished
+
+
+def to_txt(here: Path, *arguments: str) -> Finished:
+    return export(here, "--format", "txt", "--output", "photos", *arguments)
+
+
+def texts(here: Path, ending: str = ".txt") -> dict[str, str]:
+    return {path.name: path.read_text() for path in sorted((here / "photos").glob(f"*{ending}"))}
+
+
+def test_texts_are_made_of_what_is_asked_for(here: Path) -> None:
+    to_txt(here, "--export-column", "short,long", "--prefix", "ohwx, ")
+    both = texts(here)
+    assert len(both) == 4
+    assert all(text.startswith("ohwx, ") and text.count("\nohwx, ") == 1 for text in both.values())
+
+    to_txt(here, "--export-column", "short,long", "--per-field")
+    short, long = texts(here, ".short.txt"), texts(here, ".long.txt")
+    assert len(short) == len(long) == 4
+
+    to_txt(here, "--template", "{short} / {filename}")
+    for name, text in texts(here).items():
+        if name.count(".") == 1:
+            stem = name.removesuffix(".txt")
+            assert text == f"{short[f'{stem}.short.txt']} / {stem}.png"
+
+
+def test_rows_are_chosen_and_counted_for_scripts(here: Path) -> None:
+    done = export(here, "--status", "failed", "--output", "out", "--json")
+    (report,) = json.loads(done.out)
+    assert (report["written"], report["skipped"]) == (1, {"not chosen": 4})
+    rows = [json.loads(line) for line in (here / "out/default.jsonl").read_text().splitlines()]
+    assert [row["filename"] for row in rows] == ["broken.jpg"]
+
+    condition = "filename < '0002' AND status = 'captioned'"
+    export(here, "--filter", condition, "--output", "out", "--columns", "filename,short")
+    rows = [json.loads(line) for line in (here / "out/default.jsonl").read_text().splitlines()]
+    assert rows
+    assert all(row["filename"] < "0002" and set(row) == {"filename", "short"} for row in rows)
+
+
+def test_what_was_there_can_be_kept_and_put_back(here: Path) -> None:
+    by_hand = min((here / "photos").glob("*.png")).with_suffix(".txt")
+    by_hand.write_text("by hand")
+    done = to_txt(here, "--export-column", "short", "--existing", "backup")
+    assert "1 backed up" in done.out
+    assert by_hand.with_name(f"{by_hand.name}.bak").read_text() == "by hand"
+    assert by_hand.read_text() != "by hand"
+    undone = export(here, "--undo")
+    assert undone.out.startswith("1 file put back")
+    assert by_hand.read_text() == "by hand"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("--filter", "widht > 3"), "--filter: .*widht"),
+        (("--template", "{short}"), "--template is about txt files"),
+        (("--format", "txt", "--template", "{no}", "--output", "photos"), "no column named 'no'"),
+        (("--format", "txt", "--export-column", "shrt"), "did you mean 'short'"),
+        (
+            ("--format", "txt", "--export-column", "short", "--template", "{short}"),
+            "drop --export-column",
+        ),
+    ],
+)
+def test_a_mistake_changes_nothing(here: Path, arguments: tuple[str, ...], says: str) -> None:
+    before = sorted(here.rglob("*"))
+    finished = caption_flow("export", "--data-dir", "results", *arguments, cwd=here)
+    assert finished.code != 0
+    (error,) = finished.errors
+    assert re.search(says, error)
+    assert sorted(here.rglob("*")) == before
