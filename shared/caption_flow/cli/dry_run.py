@@ -13,6 +13,7 @@ from caption_flow.cli.dry_listing import look_through
 from caption_flow.cli.failures import EXIT_OK, usage_error
 from caption_flow.cli.folders import for_people
 from caption_flow.cli.outlook import SHOWN, Outlook
+from caption_flow.cli.passed_over import told
 from caption_flow.cli.plan import Plan, note_on_recipe
 from caption_flow.cli.stores import storage_failures
 from caption_flow.orchestrator.sources.base import SourceError
@@ -123,6 +124,7 @@ def _report(plan: Plan, outlook: Outlook) -> Iterator[str]:
         yield f"  … and {outlook.wanted - len(outlook.first):,} more"
     if outlook.shards:
         yield f"They are in {outlook.shards:,} shard{'s' if outlook.shards > 1 else ''}."
+    yield from _unreadable(outlook)
     if outlook.done:
         yield f"{outlook.done:,} {'is' if outlook.done == 1 else 'are'} done already."
     if outlook.left_out:
@@ -150,6 +152,13 @@ def _report(plan: Plan, outlook: Outlook) -> Iterator[str]:
     yield f"Results  Parquet and more, in {for_people(plan.data_dir)}"
     yield ""
     yield "Nothing was written. Without --dry-run, the same command does all this."
+
+
+def _unreadable(outlook: Outlook) -> Iterator[str]:
+    if outlook.passed_over:
+        count = len(outlook.passed_over)
+        yield f"{count:,} shard{'' if count == 1 else 's'} cannot be read, or not wholly:"
+        yield from told(outlook.passed_over)
 
 
 def _models(plan: Plan) -> str | None:

@@ -12,6 +12,10 @@ class NotHereError(Exception):
     """This machine cannot read the place, or not that very content; another one may."""
 
 
+class UnreachableError(NotHereError):
+    """The place cannot be read at this moment; later it may be."""
+
+
 class PlaceError(Exception):
     """There is nothing to be read, wherever one stands; ``kind`` is the row's ``error_kind``."""
 

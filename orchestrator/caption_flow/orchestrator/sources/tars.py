@@ -21,6 +21,7 @@ from caption_flow.orchestrator.sources.base import (
     Finding,
     Item,
     Listed,
+    PassedOver,
     RunFolder,
     Source,
     SourceError,
@@ -29,6 +30,7 @@ from caption_flow.orchestrator.sources.base import (
 from caption_flow.orchestrator.sources.tar_files import Tar, TarFacts, facts_of, find_tars
 from caption_flow.orchestrator.sources.tar_index import Index, Member, Sample, TarError
 from caption_flow.orchestrator.sources.tar_shelf import Shelf, read_member
+from caption_flow.orchestrator.sources.wanted import asked_for, suggested
 from caption_flow.places.objects import ObjectError
 from caption_flow.protocol.places import FilePlace, ObjectPlace
 from caption_flow.storage.opening import KnownShard, look
@@ -40,6 +42,10 @@ _AHEAD: Final = 4
 _READERS: Final = 16
 _LARGEST_TEXT: Final = 2**20
 _EXAMPLES: Final = 5
+_TRIED: Final = 3
+"""So many of the first tars may be unreadable before that counts as a mistake in the settings."""
+_SAMPLES_FOR_COLUMNS: Final = 64
+"""So many of the first samples may lack a column that prompts name before it counts as one."""
 
 
 class _Facts(msgspec.Struct, frozen=True):
@@ -49,6 +55,8 @@ class _Facts(msgspec.Struct, frozen=True):
     version: str
     count: int
     digest: str
+    trouble: str = ""
+    """What of it cannot be read."""
 
     @property
     def tar(self) -> TarFacts:
@@ -60,12 +68,16 @@ class TarSource(Source):
 
     @classmethod
     def check(cls, dataset: DatasetConfig) -> None:
-        """See the port: there are tars, and the first can be read."""
-        tars = find_tars(dataset)
-        try:
-            facts_of(tars[0])
-        except (ObjectError, OSError) as error:
-            raise SourceError(f"the dataset's first tar cannot be read: {_said(error)}") from error
+        """See the port: there are tars, and one of the first is within reach."""
+        troubles = []
+        for tar in find_tars(dataset)[:_TRIED]:
+            try:
+                facts_of(tar)
+            except (ObjectError, OSError) as error:
+                troubles.append(_said(error))
+            else:
+                return
+        raise SourceError(f"the dataset's first tar cannot be read: {troubles[0]}")
 
     @classmethod
     def open(cls, dataset: DatasetConfig, folder: RunFolder) -> Self:
@@ -73,6 +85,7 @@ class TarSource(Source):
         source = cls(find_tars(dataset), Shelf(folder.data_dir, dataset.metadata_path), folder)
         try:
             source._check_known()
+            source._check_columns()
         except BaseException:
             source.close()
             raise
@@ -96,13 +109,15 @@ class TarSource(Source):
         self._pool = ThreadPoolExecutor(_READERS, thread_name_prefix="tars")
         self._facts = {name: _remembered(shard) for name, shard in folder.shards.items()}
         self._gone: set[str] = set(self._facts) - set(self._tars)
+        self._out_of_reach: dict[str, str] = {}
+        """Tars that were listed before and cannot be looked at now, with the reason."""
 
     # ------------------------------------------------------------------ listing
 
     async def listing(self) -> AsyncIterator[Finding]:
         """Tell of known tars first, then index the others, a few at a time."""
-        for name, facts in self._facts.copy().items():
-            yield Listed(name, facts.count, msgspec.json.encode(facts).decode())
+        for finding in self._known_tars():
+            yield finding
         for name in sorted(self._gone):
             yield await asyncio.to_thread(self._vanished, name)
         fresh = [tar for tar in self._tars.values() if tar.name not in self._facts]
@@ -118,11 +133,11 @@ class TarSource(Source):
                     ahead.append(loop.run_in_executor(self._pool, self._index, following))
                 if isinstance(found, _Facts):
                     self._facts[tar.name] = found
-                    text = msgspec.json.encode(found).decode()
-                    yield Listed(tar.name, found.count, text)
+                    for finding in _found(tar.name, found, found.trouble):
+                        yield finding
                 else:
                     unread += 1
-                    log.error("a tar is passed over", tar=tar.name, reason=found)
+                    yield PassedOver(tar.name, found)
         finally:
             for future in ahead:
                 future.cancel()
@@ -131,6 +146,11 @@ class TarSource(Source):
                 "there is no sample in the dataset's tars"
                 + (f" ({unread} could not be read, see above)" if unread else "")
             )
+
+    def _known_tars(self) -> Iterator[Finding]:
+        for name, facts in self._facts.copy().items():
+            trouble = "" if name in self._gone else facts.trouble
+            yield from _found(name, facts, self._out_of_reach.get(name, trouble))
 
     def _index(self, tar: Tar) -> _Facts | str:
         """Index a tar; say why where that is impossible. Blocking."""
@@ -142,7 +162,43 @@ class TarSource(Source):
         except (ObjectError, OSError) as error:
             return _said(error)
         _tell_of(tar, index)
-        return _Facts(facts.size, facts.version, len(index.samples), index.digest)
+        return _Facts(facts.size, facts.version, len(index.samples), index.digest, index.trouble)
+
+    def _check_columns(self) -> None:
+        """Refuse columns that no sample of the first readable tar has; blocking.
+
+        Without one that can be read, `listing` says what is wrong with each.
+        """
+        if not self._columns:
+            return
+        for tar in list(self._tars.values())[:_TRIED]:
+            try:
+                index = self._shelf.index(tar, facts_of(tar))
+            except (TarError, ObjectError, OSError):
+                continue
+            samples = index.samples[:_SAMPLES_FOR_COLUMNS]
+            there: set[str] = set()
+            for found in self._pool.map(lambda one, tar=tar: self._all_columns(tar, one), samples):
+                there |= found
+                if there >= self._columns:
+                    return
+            if samples:
+                raise SourceError(self._about_missing(there, tar.name, len(samples)))
+
+    def _about_missing(self, there: set[str], tar: str, looked_at: int) -> str:
+        missing = self._columns - there
+        return (
+            f"prompts ask for {asked_for(missing)}, and none of the first {looked_at} samples of "
+            f"{tar} has that: columns are the keys of a sample's .json, and txt and cls"
+            f"{suggested(missing, there)}"
+        )
+
+    def _all_columns(self, tar: Tar, sample: Sample) -> set[str]:
+        """Return the columns of a sample, whether prompts name them or not."""
+        found: set[str] = set()
+        for member in sample.texts:
+            found |= self._read_columns(tar, member).keys()
+        return found
 
     def _check_known(self) -> None:
         """Refuse tars that were written again; learn which are gone. Blocking."""
@@ -166,7 +222,9 @@ class TarSource(Source):
         except ObjectError as error:
             if error.kind == "missing":
                 return None
-            raise SourceError(f"the tar {tar.name} cannot be read: {error}") from error
+            # Whoever reads an image of it may have more luck, and takes no other version for it.
+            self._out_of_reach[tar.name] = _said(error)
+            return known
         except (TarError, OSError) as error:
             raise SourceError(f"the tar {tar.name} cannot be read: {_said(error)}") from error
         if index.digest != known.digest:
@@ -176,7 +234,7 @@ class TarSource(Source):
                 "back, give the new one another name, or caption into a new folder "
                 "(--data-dir DIR, storage.data_dir)"
             )
-        return _Facts(now.size, now.version, known.count, known.digest)
+        return _Facts(now.size, now.version, known.count, known.digest, index.trouble)
 
     def _vanished(self, name: str) -> Vanished:
         facts = self._facts[name]
@@ -224,19 +282,28 @@ class TarSource(Source):
                 continue
             if not is_json and member.suffix not in self._columns:
                 continue
-            try:
-                values = _values_of(member, read_member(tar, member), is_json=is_json)
-            except (ObjectError, OSError, ValueError) as error:
-                log.warning("a column cannot be read", file=member.name, reason=_said(error))
-                continue
-            for name, value in values.items():
+            for name, value in self._read_columns(tar, member).items():
                 if name in self._columns:
                     found.setdefault(name, value)
         return found
 
+    def _read_columns(self, tar: Tar, member: Member) -> dict[str, Any]:
+        """Return the columns in a member; none, with a warning, if it is damaged."""
+        try:
+            return _values_of(member, read_member(tar, member))
+        except (ObjectError, OSError, ValueError) as error:
+            log.warning("a column cannot be read", file=member.name, reason=_said(error))
+            return {}
+
     def close(self) -> None:
         """See the port."""
         self._pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _found(name: str, facts: _Facts, trouble: str) -> Iterator[Finding]:
+    yield Listed(name, facts.count, msgspec.json.encode(facts).decode())
+    if trouble:
+        yield PassedOver(name, trouble, partly=True)
 
 
 def _remembered(shard: KnownShard) -> _Facts:
@@ -250,8 +317,6 @@ def _said(error: Exception) -> str:
 
 
 def _tell_of(tar: Tar, index: Index) -> None:
-    if index.trouble:
-        log.warning("a tar is not whole", tar=tar.name, trouble=index.trouble)
     without = sum(sample.image is None for sample in index.samples)
     if without:
         log.warning("samples have no image and will fail", tar=tar.name, samples=without)
@@ -286,12 +351,12 @@ def _place(tar: Tar, facts: _Facts, image: Member) -> FilePlace | ObjectPlace:
     return FilePlace(path, facts.size, int(facts.version), image.offset, image.length)
 
 
-def _values_of(member: Member, data: bytes, *, is_json: bool) -> dict[str, Any]:
+def _values_of(member: Member, data: bytes) -> dict[str, Any]:
     """Return the columns in a member. Raises ValueError where it is not what its suffix says."""
     if len(data) > _LARGEST_TEXT:
         raise ValueError(f"it is larger than {_LARGEST_TEXT} bytes")
     text = data.decode(errors="replace").strip()
-    if not is_json:
+    if member.suffix.rpartition(".")[2] != "json":
         return {member.suffix: text}
     try:
         values = msgspec.json.decode(text)
