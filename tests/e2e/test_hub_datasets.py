@@ -105,7 +105,10 @@ async def test_mistakes_are_said_at_the_start(
 async def test_private_and_converted_datasets_are_captioned(
     tmp_path: Path, beside_the_hub: pytest.MonkeyPatch
 ) -> None:
-    parquet.write(tmp_path / "set/large/train/0000.parquet", image=parquet.struct(range(5)))
+    titles = [f"title {number}" for number in range(5)]
+    parquet.write(
+        tmp_path / "set/large/train/0000.parquet", image=parquet.struct(range(5)), title=titles
+    )
     branches = {"main": {"pictures.zip": b"PK"}, CONVERTED: files_in(tmp_path / "set")}
     hub = Hub(secret=Repository(branches, private=True))
     async with hub, fleet_for(tmp_path, "org/secret") as fleet:
@@ -114,7 +117,9 @@ async def test_private_and_converted_datasets_are_captioned(
         await caption_all(fleet)
         found = {row["item_key"]: row["captions"] for row in rows(fleet.data_dir)}
     assert found == {
-        f"large/train/0000.parquet#{number}": [parquet.caption(parquet.png(number), "Describe .")]
+        f"large/train/0000.parquet#{number}": [
+            parquet.caption(parquet.png(number), f"Describe {titles[number]}.")
+        ]
         for number in range(5)
     }
 
@@ -140,7 +145,8 @@ async def test_rows_without_an_image_fail_alone_and_addresses_are_fetched(
     await web.TCPSite(runner, "127.0.0.1", 0).start()
     base = f"http://127.0.0.1:{runner.addresses[0][1]}"
     links = [f"{base}/{number}.png" for number in range(6)]
-    parquet.write(tmp_path / "set/train.parquet", url=[*links, None, "ftp://example.org/a"])
+    links_told = [*links, None, "ftp://example.org/a"]
+    parquet.write(tmp_path / "set/train.parquet", url=links_told, title=[None] * 8)
     async with fleet_for(tmp_path, str(tmp_path / "set"), dataset_url_column="url") as fleet:
         await caption_all(fleet)
         found = {row["item_index"]: row for row in rows(fleet.data_dir)}
@@ -167,7 +173,8 @@ async def test_cells_without_bytes_fail_alone_or_name_a_file(tmp_path: Path) -> 
         {"bytes": None, "path": None},
         None,
     ]
-    parquet.write(tmp_path / "set/data/train.parquet", image=pa.array(cells, type=kind))
+    images = pa.array(cells, type=kind)
+    parquet.write(tmp_path / "set/data/train.parquet", image=images, title=[None] * len(cells))
     (tmp_path / "set/pictures").mkdir()
     (tmp_path / "set/pictures/1.png").write_bytes(parquet.png(1))
     (tmp_path / "outside.png").write_bytes(parquet.png(2))

@@ -18,6 +18,8 @@ from caption_flow.cli.plan import Plan, note_on_recipe
 from caption_flow.cli.stores import storage_failures
 from caption_flow.orchestrator.sources.base import SourceError
 from caption_flow.orchestrator.sources.local import SHARD, first_files, scan_options
+from caption_flow.orchestrator.sources.local_columns import check_columns
+from caption_flow.orchestrator.sources.metadata import was_made_for
 from caption_flow.orchestrator.sources.scan import FoundFile
 from caption_flow.recipe.quality import FLAGS, Quality
 from caption_flow.recipe.stages import Recipe
@@ -56,6 +58,10 @@ def look_ahead(plan: Plan) -> Outlook:
 
 def _look_into(folder: Path, plan: Plan) -> Outlook:
     known = _Known(plan)
+    columns = plan.config.recipe().columns
+    if not was_made_for(plan.data_dir, columns):
+        skip = None if known.listed else plan.skip
+        check_columns(folder, scan_options(plan.config.dataset), columns, skip)
     outlook = Outlook()
     files = first_files(folder, scan_options(plan.config.dataset))
     with closing(known):

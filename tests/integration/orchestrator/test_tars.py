@@ -20,6 +20,7 @@ from caption_flow.orchestrator.sources.base import (
     Finding,
     Item,
     Listed,
+    PassedOver,
     RunFolder,
     SourceError,
     Vanished,
@@ -126,7 +127,7 @@ async def test_samples_are_what_follows_each_other_with_one_key(tmp_path: Path) 
 
 async def test_other_members_are_columns_where_prompts_name_them(tmp_path: Path) -> None:
     write_shards(tmp_path / "set", shards=1, samples=3)
-    opened = Opened(tmp_path / "set", tmp_path / "run", columns=("txt", "title", "nowhere"))
+    opened = Opened(tmp_path / "set", tmp_path / "run", columns=("txt", "title"))
     items = await opened.items()
     assert [item.columns for item in items] == [
         {"txt": f"text {number}", "title": f"title {number}"} for number in range(3)
@@ -142,9 +143,10 @@ async def test_nothing_else_is_read_where_no_prompt_names_a_column(
 
 
 async def test_a_broken_json_takes_only_its_column_away(tmp_path: Path) -> None:
-    write_tar(tmp_path / "x.tar", [("1.jpg", b"1"), ("1.json", b"{oops"), ("1.cls", b"7\n")])
+    broken = [("1.jpg", b"1"), ("1.json", b"{oops"), ("1.cls", b"7\n")]
+    write_tar(tmp_path / "x.tar", [*broken, ("2.jpg", b"2"), ("2.json", b'{"title": "t"}')])
     opened = Opened(tmp_path / "x.tar", tmp_path / "run", columns=("cls", "title"))
-    (item,) = await opened.items()
+    item, _ = await opened.items()
     assert item.columns == {"cls": "7"}
     assert read(item) == b"1"
 
@@ -278,16 +280,30 @@ async def test_of_a_tar_cut_short_the_rest_is_captioned(tmp_path: Path) -> None:
     third = (await opened.items())[2].place
     assert isinstance(third, FilePlace)
     os.truncate(tar, third.offset + 50)
-    items = await Opened(tmp_path / "set", tmp_path / "run").items()
-    assert [item.place is None for item in items] == [False, False, True] + [False] * 4
-    assert "ends within 000002.bmp" in items[2].reason
+    again = Opened(tmp_path / "set", tmp_path / "run")
+    for _ in range(2):  # and the next run, which does not read it, says so, too
+        items = await again.items()
+        assert [item.place is None for item in items] == [False, False, True] + [False] * 4
+        assert "ends within 000002.bmp" in items[2].reason
+        (told,) = [found for found in again.findings if isinstance(found, PassedOver)]
+        assert told.shard == "shard-000000.tar"
+        assert told.partly
+        assert "cut short" in told.reason
 
 
 async def test_a_tar_that_is_none_is_passed_over(tmp_path: Path) -> None:
     written = write_shards(tmp_path / "set", shards=2, samples=4)
     (tmp_path / "set" / "shard-000000.tar").write_bytes(b"prose " * 1000)
-    items = await Opened(tmp_path / "set", tmp_path / "run").items()
-    assert by_path(items) == {name: data for name, data in written.items() if "000001" in name[:13]}
+    opened = Opened(tmp_path / "set", tmp_path / "run")
+    assert by_path(await opened.items()) == {
+        name: data for name, data in written.items() if "000001" in name[:13]
+    }
+    (told,) = [found for found in opened.findings if isinstance(found, PassedOver)]
+    assert told.shard == "shard-000000.tar"
+    assert "is no tar" in told.reason
+    # Mended, it is taken up by the next run.
+    write_shards(tmp_path / "set", shards=1, samples=4)
+    assert by_path(await opened.items()) == written
 
 
 async def test_a_tar_that_changed_is_refused_by_name(tmp_path: Path) -> None:
@@ -353,9 +369,14 @@ async def test_a_missing_or_forbidden_tar_is_passed_over(tmp_path: Path) -> None
         opened = Opened(f"{server.url}/shard-{{000000..000003}}.tar", tmp_path / "run")
         await opened.list_all()
         assert sorted(opened.shards) == ["shard-000001.tar", "shard-000003.tar"]
+        passed_over = [found for found in opened.findings if isinstance(found, PassedOver)]
+        assert [found.shard for found in passed_over] == ["shard-000000.tar", "shard-000002.tar"]
+        assert all("there is no http" in found.reason for found in passed_over)
         check = asyncio.to_thread(TarSource.check, opened.dataset)
+        await check
+        gone = DatasetConfig(type="webdataset", dataset_path=f"{server.url}/shard-{{5..9}}.tar")
         with pytest.raises(SourceError, match=r"first tar cannot be read: there is no http"):
-            await check
+            await asyncio.to_thread(TarSource.check, gone)
         server.always = "403"
         one = DatasetConfig(type="webdataset", dataset_path=f"{server.url}/shard-000001.tar")
         with pytest.raises(SourceError, match="may not be read"):

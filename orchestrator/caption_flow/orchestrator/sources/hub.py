@@ -170,13 +170,15 @@ class HubSource(Source):
         for name in islice(self._files.places, _FOOTERS_FOR_COLUMNS):
             try:
                 self._look(name)
-                there |= dict.fromkeys(self._columns_of(name))
+                columns = self._columns_of(name)
             except ShardError as error:
                 troubles.append(f"{name}: {error}")
                 unreachable += error.is_passing
                 if unreachable == _MOST_UNREACHABLE:
                     break  # `listing` says of each what becomes of it
                 continue
+            there |= dict.fromkeys(columns)
+            self._remember_columns(name, columns)
             if there.keys() >= set(self._prompted):
                 return
         if len(troubles) == len(self._files.places):
@@ -187,6 +189,11 @@ class HubSource(Source):
                 f"prompts ask for {asked_for(missing)}, which the dataset does not have"
                 f"{suggested(missing, there)}"
             )
+
+    def _remember_columns(self, name: str, columns: Sequence[str]) -> None:
+        if name in self._facts:
+            seen = tuple(one for one in self._prompted if one in columns)
+            self._facts[name] = msgspec.structs.replace(self._facts[name], prompted=seen)
 
     def _try(self, name: str) -> _Facts | ShardError:
         try:

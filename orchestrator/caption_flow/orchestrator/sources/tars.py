@@ -57,6 +57,8 @@ class _Facts(msgspec.Struct, frozen=True):
     digest: str
     trouble: str = ""
     """What of it cannot be read."""
+    prompted: tuple[str, ...] = ()
+    """Columns that prompts named and that its samples were found to have."""
 
     @property
     def tar(self) -> TarFacts:
@@ -85,7 +87,8 @@ class TarSource(Source):
         source = cls(find_tars(dataset), Shelf(folder.data_dir, dataset.metadata_path), folder)
         try:
             source._check_known()
-            source._check_columns()
+            if source._columns:
+                source._check_columns()
         except BaseException:
             source.close()
             raise
@@ -109,6 +112,8 @@ class TarSource(Source):
         self._pool = ThreadPoolExecutor(_READERS, thread_name_prefix="tars")
         self._facts = {name: _remembered(shard) for name, shard in folder.shards.items()}
         self._gone: set[str] = set(self._facts) - set(self._tars)
+        self._seen_in: dict[str, tuple[str, ...]] = {}
+        """The tar in which all columns that prompts name were seen, and those columns."""
         self._out_of_reach: dict[str, str] = {}
         """Tars that were listed before and cannot be looked at now, with the reason."""
 
@@ -162,14 +167,21 @@ class TarSource(Source):
         except (ObjectError, OSError) as error:
             return _said(error)
         _tell_of(tar, index)
-        return _Facts(facts.size, facts.version, len(index.samples), index.digest, index.trouble)
+        return _Facts(
+            facts.size,
+            facts.version,
+            len(index.samples),
+            index.digest,
+            index.trouble,
+            self._seen_in.get(tar.name, ()),
+        )
 
     def _check_columns(self) -> None:
         """Refuse columns that no sample of the first readable tar has; blocking.
 
         Without one that can be read, `listing` says what is wrong with each.
         """
-        if not self._columns:
+        if any(self._columns.issubset(facts.prompted) for facts in self._facts.values()):
             return
         for tar in list(self._tars.values())[:_TRIED]:
             try:
@@ -181,9 +193,15 @@ class TarSource(Source):
             for found in self._pool.map(lambda one, tar=tar: self._all_columns(tar, one), samples):
                 there |= found
                 if there >= self._columns:
+                    self._remember_columns(tar.name)
                     return
             if samples:
                 raise SourceError(self._about_missing(there, tar.name, len(samples)))
+
+    def _remember_columns(self, name: str) -> None:
+        seen = self._seen_in[name] = tuple(sorted(self._columns))
+        if name in self._facts:
+            self._facts[name] = msgspec.structs.replace(self._facts[name], prompted=seen)
 
     def _about_missing(self, there: set[str], tar: str, looked_at: int) -> str:
         missing = self._columns - there
@@ -234,7 +252,9 @@ class TarSource(Source):
                 "back, give the new one another name, or caption into a new folder "
                 "(--data-dir DIR, storage.data_dir)"
             )
-        return _Facts(now.size, now.version, known.count, known.digest, index.trouble)
+        return msgspec.structs.replace(
+            known, size=now.size, version=now.version, trouble=index.trouble
+        )
 
     def _vanished(self, name: str) -> Vanished:
         facts = self._facts[name]
