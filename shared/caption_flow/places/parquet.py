@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import stamina
 
-from caption_flow.places.base import MISSING, NotHereError, PlaceError, UnreachableError
+from caption_flow.places.base import MISSING, NotHereError, PlaceError, UnreachableError, status_of
 from caption_flow.places.kept import Kept
 from caption_flow.places.objects import storage_of
 from caption_flow.protocol.places import FilePlace, ObjectPlace
@@ -135,7 +135,7 @@ def _bytes_of(column: Any) -> int:
 
 
 def _is_passing(error: Exception) -> bool:
-    status = _status_of(error)
+    status = status_of(error)
     if status is not None:
         return status in _TOO_EARLY or status >= 500
     is_transport = type(error).__module__.partition(".")[0] in _TRANSPORTS
@@ -143,17 +143,11 @@ def _is_passing(error: Exception) -> bool:
 
 
 def _reason(error: Exception) -> str:
-    if isinstance(error, FileNotFoundError) or _status_of(error) == 404:
+    if isinstance(error, FileNotFoundError) or status_of(error) == 404:
         return "it is not there (any more)"
-    if _status_of(error) in {401, 403}:
+    if status_of(error) in {401, 403}:
         return "the storage refuses it: check HF_TOKEN, and that its account may read the dataset"
     return _line(error)
-
-
-def _status_of(error: Exception) -> int | None:
-    """Return the HTTP status that an exception is about, if it is about one."""
-    status = getattr(getattr(error, "response", None), "status_code", None)
-    return status if isinstance(status, int) else None
 
 
 def _line(error: Exception) -> str:

@@ -195,7 +195,7 @@ async def test_a_column_that_nothing_has_is_refused_before_anything_is_leased(
 
     sentence = str(refused.value)
     assert "{column:title}" in sentence
-    assert "did you mean 'titel'?; there are 'titel'" in sentence
+    assert "did you mean 'titel'? There are 'titel'" in sentence
     assert "metadata.csv: it has no column file_name" in sentence
     assert "it has file, title" in sentence
 

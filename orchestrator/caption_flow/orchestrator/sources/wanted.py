@@ -20,4 +20,5 @@ def suggested(missing: Iterable[str], there: Collection[str]) -> str:
     meant = [name for name in (nearest(one, there) for one in sorted(missing)) if name]
     names = ", ".join(repr(name) for name in sorted(there)[:_NAMES_TOLD]) or "none at all"
     more = f" and {len(there) - _NAMES_TOLD} more" if len(there) > _NAMES_TOLD else ""
-    return f"{did_you_mean(' and '.join(map(repr, meant)) or None)}; there are {names}{more}"
+    offered = did_you_mean(" and ".join(map(repr, meant)) or None)
+    return f"{offered}{' There' if offered else '; there'} are {names}{more}"
