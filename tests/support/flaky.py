@@ -38,7 +38,7 @@ class FlakyStorage(fsspec.AbstractFileSystem):  # type: ignore[misc]  # fsspec h
     def _open(
         self,
         path: str,
-        mode: str = "rb",
+        mode: str = "rb",  # noqa: ARG002  -- fsspec's own
         **options: Any,  # noqa: ARG002  -- fsspec's own
     ) -> io.BytesIO:
         loss = self.losses.pop(0) if self.losses else None

@@ -1,4 +1,4 @@
-"""Datasets in the hub's layout whose files lack columns, are broken, change, or are out of reach."""
+"""Hub datasets whose files lack columns, are broken, change, or are out of reach."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from caption_flow.orchestrator.assembly import assemble
 from caption_flow.orchestrator.sources import hub
 from caption_flow.orchestrator.sources.base import SourceError
 from caption_flow.orchestrator.sources.hub_repository import Shards
-from caption_flow.protocol.messages import Finished, Grant, Want
+from caption_flow.protocol.messages import Finished, Grant, ItemDescription, Want
 from caption_flow.protocol.places import ObjectPlace
-from caption_flow.protocol.rows import FAILED, Row
+from caption_flow.protocol.rows import CAPTIONED, FAILED, Row
 from tests.integration.orchestrator.parties import (
     TOKENS,
     Run,
@@ -57,24 +57,25 @@ async def work(worker: ScriptedWorker) -> dict[str, dict[int, Any]]:
     What has no place is asked for, and fails with what the orchestrator says of it.
     """
     titles: dict[str, dict[int, Any]] = {}
-    await worker.send(Want(2))
-    while not isinstance(message := await worker.next(), Finished):
-        if not isinstance(message, Grant):
-            continue
+    while True:
+        await worker.send(Want(1))
+        while not isinstance(message := await worker.next(), Grant):
+            if isinstance(message, Finished):
+                return titles
         for granted in message.leases:
-            rows = []
-            for item in granted.items:
-                title = (item.columns or {}).get("title")
-                titles.setdefault(granted.shard, {})[item.index] = title
-                if item.place is None:
-                    answer = await worker.image(granted.lease, item.index)
-                    kind, why = answer.kind, answer.error
-                    rows.append(Row(item.index, FAILED, error_kind=kind, error=why))
-                else:
-                    rows.append(Row(item.index, "captioned", {"captions": ["a caption"]}))
-            await worker.report(granted.lease, [item.index for item in granted.items], rows=rows)
-        await worker.send(Want(2))
-    return titles
+            rows = [await row_of(worker, granted.lease, item) for item in granted.items]
+            columns = {item.index: item.columns or {} for item in granted.items}
+            titles.setdefault(granted.shard, {}).update(
+                {index: found.get("title") for index, found in columns.items()}
+            )
+            await worker.report(granted.lease, list(columns), rows=rows)
+
+
+async def row_of(worker: ScriptedWorker, lease: int, item: ItemDescription) -> Row:
+    if item.place is not None:
+        return Row(item.index, CAPTIONED, {"captions": ["a caption"]})
+    answer = await worker.image(lease, item.index)
+    return Row(item.index, FAILED, error_kind=answer.kind, error=answer.error)
 
 
 async def run_once(
