@@ -18,6 +18,7 @@ TOKEN = "hf_made_up"
 STRANGER = "hf_of_somebody_else"
 """A token of an account that may see public datasets, and has accepted no conditions."""
 CONVERTED = "refs/convert/parquet"
+_FAULTS = {"500": web.HTTPInternalServerError(), "503": web.HTTPServiceUnavailable()}
 
 
 @dataclass
@@ -54,7 +55,7 @@ class Hub:
         self.repositories = {f"org/{name}": found for name, found in repositories.items()}
         self.asked: list[str] = []
         self.faults: dict[str, list[str]] = {}
-        """What happens to the next reads of a path: `reset` or a status."""
+        """What happens to the next reads of a file, or of an API's path: `reset` or a status."""
         self.ranges: list[tuple[str, int, int]] = []
         """Path, first byte and number of bytes of each read."""
         self._runner: web.AppRunner | None = None
@@ -120,7 +121,18 @@ class Hub:
             raise _refusal(404, "RevisionNotFound")
         return found
 
+    def _strike(self, request: web.Request, path: str) -> None:
+        """Let happen what is to happen to a request."""
+        waiting = self.faults.get(path)
+        fault = waiting.pop(0) if waiting else ""
+        if fault == "reset":
+            assert request.transport is not None
+            request.transport.abort()
+        elif fault:
+            raise _FAULTS[fault]
+
     async def _info(self, request: web.Request) -> web.Response:
+        self._strike(request, request.path)
         commit, files = self._files(request)
         repository = self._repository(request)
         return web.json_response(
@@ -167,14 +179,7 @@ class Hub:
     async def _read(self, request: web.Request) -> web.Response:
         name = "{org}/{name}".format(**request.match_info)
         path = request.match_info["path"]
-        match self.faults[path].pop(0) if self.faults.get(path) else "":
-            case "":
-                pass
-            case "reset":
-                assert request.transport is not None
-                request.transport.abort()
-            case status:
-                return web.Response(status=int(status))
+        self._strike(request, path)
         data = self.repositories[name].past[request.match_info["revision"]][path]
         asked = re.fullmatch(r"bytes=(\d+)-(\d+)", request.headers.get("Range", ""))
         if asked is None:

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 from structlog.testing import capture_logs
 
@@ -16,6 +17,8 @@ from caption_flow.orchestrator.assembly import assemble
 from caption_flow.orchestrator.sources import hub
 from caption_flow.orchestrator.sources.base import SourceError
 from caption_flow.orchestrator.sources.hub_repository import Shards
+from caption_flow.places.base import PlaceError
+from caption_flow.places.reader import PlaceReader
 from caption_flow.protocol.messages import Finished, Grant, ItemDescription, Want
 from caption_flow.protocol.places import ObjectPlace
 from caption_flow.protocol.rows import CAPTIONED, FAILED, Row
@@ -324,3 +327,32 @@ async def test_a_file_out_of_reach_at_the_start_is_passed_over_and_done_by_the_n
         storage.gone = {}
         run, _ = await run_once(tmp_path, root)
     assert captioned(run) == {name(shard): ROWS for shard in range(3)}
+
+
+# ---------------------------------------------------------------- rows without an image
+
+
+async def test_a_row_says_the_same_whoever_reads_it(tmp_path: Path) -> None:
+    """The orchestrator's answer has the kind and the words of the worker's own reader."""
+    kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    nothing = [None, {"bytes": None, "path": None}, {"bytes": None, "path": "/etc/passwd"}]
+    cells, links = tmp_path / "cells", tmp_path / "links"
+    parquet.write(cells / "train.parquet", image=pa.array(nothing, type=kind))
+    parquet.write(links / "train.parquet", image=["ftp://example.org/a", "http://127.0.0.1:1/a"])
+    expected = {cells: {"image_missing"}, links: {"link_invalid", "link_forbidden_address"}}
+    places = PlaceReader()
+    for root, kinds in expected.items():
+        data_dir = tmp_path / root.name
+        async with led(data_dir, root=root, **settings(root, "Describe.")) as run:
+            worker = await run.join()
+            lease = await worker.lease()
+            answers = []
+            for item in lease.items:
+                assert item.place is not None
+                with pytest.raises(PlaceError) as here:
+                    await places.read(item.place)
+                answer = await worker.image(lease.lease, item.index)
+                assert (answer.kind, answer.error) == (here.value.kind, str(here.value))
+                answers.append(answer.kind)
+            assert set(answers) == kinds
+    await places.close()
