@@ -23,7 +23,6 @@ async def test_lost_connections_cost_nothing(
         beside_the_hub.setenv("HF_ENDPOINT", hub.url)
         found = repository.find("main")
         assert found is not None
-        # The library itself does not repeat the first question for a commit.
         at_commit = f"/api/datasets/org/pictures/revision/{found[0]}"
         hub.faults = {at_commit: ["reset", "503"], MIDDLE: ["reset", "503", "", "reset"]}
         await caption_all(fleet)

@@ -8,7 +8,9 @@ from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import fsspec
-import stamina
+import pytest
+
+from caption_flow.places import parquet
 
 
 class FlakyStorage(fsspec.AbstractFileSystem):  # type: ignore[misc]  # fsspec has no types
@@ -25,15 +27,13 @@ class FlakyStorage(fsspec.AbstractFileSystem):  # type: ignore[misc]  # fsspec h
     @classmethod
     @contextmanager
     def holding(cls, files: Mapping[str, bytes]) -> Iterator[type[FlakyStorage]]:
-        """Hold these files meanwhile; whoever tries again does so at once, three times in all."""
+        """Hold these files meanwhile; whoever tries again does so at once."""
         fsspec.register_implementation("flaky", cls, clobber=True)
         cls.files = dict(files)
         cls.losses, cls.gone = [], {}
-        stamina.set_testing(True, attempts=3)
-        try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(parquet, "_PAUSE_SECONDS", 0.0)
             yield cls
-        finally:
-            stamina.set_testing(False)
 
     def _open(
         self,

@@ -88,6 +88,7 @@ def _patiently(read: Callable[[], T]) -> T:
         attempts=_ATTEMPTS,
         timeout=_PATIENCE_SECONDS,
         wait_initial=_PAUSE_SECONDS,
+        wait_jitter=_PAUSE_SECONDS,
     ):
         with attempt:
             return read()
