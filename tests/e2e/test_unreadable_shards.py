@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.support import parquet
-from tests.support.cli import Finished, caption_flow, rows
+from tests.support.cli import Finished, caption_flow, make_images, rows
 from tests.support.fleet import Fleet
 from tests.support.tars import write_shards
 
@@ -104,3 +104,17 @@ def test_a_column_that_no_item_has_is_refused_also_by_a_dry_run(kind: str, tmp_p
         assert "prompts ask for {column:titel}, " in refused.errors[-1]
         assert "did you mean 'title'?" in refused.errors[-1]
         assert not (tmp_path / "results" / "captions").exists()
+
+
+def test_a_column_that_no_image_of_a_folder_has_is_refused_by_a_dry_run(tmp_path: Path) -> None:
+    for image in make_images(tmp_path / "images", 2):
+        image.with_suffix(".json").write_text('{"title": "A cat"}')
+    engine = ("--engine", "synthetic", "--dry-run")
+    good = caption_flow("run", "images", *engine, "--prompt", "{column:title}", cwd=tmp_path)
+    assert good.code == 0, good.said
+    wrong = caption_flow("run", "images", *engine, "--prompt", "{column:titel}", cwd=tmp_path)
+    assert wrong.code == 2, wrong.said
+    assert "prompts ask for {column:titel}, and none of the first 2 images" in wrong.errors[-1]
+    assert sorted(path.name for path in (tmp_path / "images").iterdir()) == [
+        *("000.json", "000.png", "001.json", "001.png")
+    ]
