@@ -58,7 +58,7 @@ def test_a_shard_that_cannot_be_read_is_named_at_the_end_and_tried_again(
     assert first.code == 1, first.said
     assert "Done: 8 images" in first.out
     assert "  not read   1 shard, or not wholly" in first.out
-    assert f"Not read, or not wholly (the same command tries again):\n  {broken}: " in first.out
+    assert f"Not read, or not wholly:\n  {broken}: " in first.out
     assert first.errors[-1].startswith("a shard could not be read, or not wholly; all others are")
     assert broken in first.errors[-1]
     assert len(rows(tmp_path / "results")) == 8

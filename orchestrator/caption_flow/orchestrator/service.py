@@ -184,8 +184,8 @@ class Orchestrator:
         """Stages that nobody runs and something waits for, when this was last looked at."""
         self._passed_over: dict[str, str] = {}
         """Shards of which not all can be read, with the reason."""
-        self._given_up: set[str] = set()
-        """Those of which items failed for it."""
+        self._given_up: dict[str, str] = {}
+        """Those of which items failed for it, with the reason."""
         self._failure: Exception | None = None
         self._trouble: StorageError | None = None
         self.ready = asyncio.Event()
@@ -511,7 +511,7 @@ class Orchestrator:
     async def read_image(self, lease: int, shard: str, item: int) -> Image:
         """See `Leader`."""
         if shard in self._given_up:  # described once more, it would be waited for once more
-            return Image(lease, item, error=self._passed_over[shard], kind=UNREADABLE)
+            return Image(lease, item, error=self._given_up[shard], kind=UNREADABLE)
         try:
             found = await asyncio.to_thread(self._source.describe, shard, [item])
             if not found or found[0].place is None:
@@ -747,8 +747,8 @@ class Orchestrator:
                 return await asyncio.to_thread(_describe, self._source, shard, items)
             except ShardError as error:
                 if pause is None or not error.is_passing:
-                    self._pass_over(shard, str(error))
-                    self._given_up.add(shard)
+                    self._given_up[shard] = str(error)
+                    self._pass_over(shard, f"leased items have failed: {error}", partly=True)
                     return _all_of(error.items, items)
                 log.warning("a shard is out of reach, its items wait", shard=shard, reason=error)
                 await asyncio.sleep(pause)

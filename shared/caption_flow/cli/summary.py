@@ -112,7 +112,7 @@ def summary(
         yield _line("logs", for_people(plan.data_dir / "logs"))
     yield from _failed(plan, progress, findings)
     if progress.passed_over:
-        yield "Not read, or not wholly (the same command tries again):"
+        yield "Not read, or not wholly:"
         yield from told(progress.passed_over)
     yield from _notes(report, findings)
 
