@@ -8,6 +8,7 @@ themselves are for the workers.
 from __future__ import annotations
 
 import asyncio
+import os
 from bisect import bisect_right
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -201,7 +202,7 @@ class HubSource(Source):
         except ShardError as error:
             return error
         except SourceError as error:
-            return ShardError(str(error))
+            return ShardError(f"it {str(error).removeprefix(f'{name} ')}")
 
     def _look(self, name: str) -> _Facts:
         """Find out what is in a shard, by its footer unless that is known.
@@ -219,7 +220,7 @@ class HubSource(Source):
             self._files.commit,
         )
         if facts is None or not is_same:
-            footer = _clearly(lambda: self._columns.footer(place))
+            footer = _clearly(place, lambda: self._columns.footer(place))
             schema = footer.schema.to_arrow_schema()
             column, is_links = _images_in(schema, self._dataset, name)
             groups = (footer.row_group(number).num_rows for number in range(footer.num_row_groups))
@@ -237,7 +238,8 @@ class HubSource(Source):
 
     def _columns_of(self, name: str) -> list[str]:
         """Return a file's columns. Raises `ShardError`."""
-        footer = _clearly(lambda: self._columns.footer(self._files.places[name]))
+        place = self._files.places[name]
+        footer = _clearly(place, lambda: self._columns.footer(place))
         return list(footer.schema.to_arrow_schema().names)
 
     def describe(self, shard: str, items: Sequence[int]) -> Sequence[Item]:
@@ -270,7 +272,7 @@ class HubSource(Source):
 
     def _value(self, shard: _Shard, group: int, column: str, row: int) -> Any:
         try:
-            values = _clearly(lambda: self._columns.column(shard.place, group, column))
+            values = _clearly(shard.place, lambda: self._columns.column(shard.place, group, column))
         except NoColumnError:
             return None  # others have it: see `_check_columns`
         return values[row].as_py()
@@ -287,14 +289,18 @@ def _remembered(known: KnownShard) -> _Facts | None:
         return None
 
 
-def _clearly(read: Callable[[], Any]) -> Any:
+def _clearly(place: ParquetPlace, read: Callable[[], Any]) -> Any:
+    """Read; what is wrong with the file is a `ShardError` that does not name it again."""
     try:
         return read()
     except NoColumnError:
         raise
     except (NotHereError, PlaceError) as error:
-        is_passing = isinstance(error, UnreachableError)
-        raise ShardError(str(error), is_passing=is_passing) from error
+        name = os.fsdecode(place.path) if isinstance(place, FilePlace) else place.url
+        reason = str(error)
+        if reason.startswith(f"{name} "):
+            reason = f"it {reason.removeprefix(f'{name} ')}"
+        raise ShardError(reason, is_passing=isinstance(error, UnreachableError)) from error
 
 
 def _without_places(
@@ -315,7 +321,7 @@ def _images_in(schema: pa.Schema, dataset: DatasetConfig, name: str) -> tuple[st
             return image, False
         if not _is_text(kind):
             raise SourceError(
-                f"column {image!r} of {name} holds no images but {kind}; "
+                f"{name} has no images in column {image!r} but {kind}; "
                 f"there are {_names(kinds)}: dataset.dataset_image_column"
             )
         if not link or link not in kinds:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Final
 
 from caption_flow.orchestrator.sources.base import SourceError
+
+_TOKEN: Final = "the token given here (HF_TOKEN, or that of hf auth login)"  # noqa: S105  -- words
 
 
 def repository_at(name: str, revision: str | None, *, began_with: str | None = None) -> Any:
@@ -62,7 +64,7 @@ def clearly(
         status = getattr(getattr(error, "response", None), "status_code", None)
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         if status in {401, 403}:
-            reason = f"the hub refuses the token given here: {_log_in()}"
+            reason = f"the hub refuses {_TOKEN}: it is mistyped, revoked, or may not do this"
         raise SourceError(f"{name} cannot be read from the hub: {reason}") from error
 
 
@@ -72,10 +74,7 @@ def _log_in() -> str:
 
     if get_token() is None:
         return "no token is given here; hf auth login, or set HF_TOKEN"
-    return (
-        "the token given here (HF_TOKEN, or that of hf auth login) belongs to an account that may "
-        "not, or lacks the right to read it"
-    )
+    return f"{_TOKEN} is of an account that may not read it, or lacks the right to"
 
 
 def _no_revision(name: str, revision: str | None, began_with: str | None) -> str:
