@@ -22,6 +22,7 @@ from caption_flow.orchestrator.sources.base import (
     Listed,
     PassedOver,
     RunFolder,
+    ShardError,
     SourceError,
     Vanished,
 )
@@ -392,6 +393,56 @@ async def test_a_remote_tar_that_changed_is_refused_by_name(tmp_path: Path) -> N
         server.files["/shard-000001.tar"] = (tmp_path / "other.tar").read_bytes()
         with pytest.raises(SourceError, match=r"shard-000001\.tar has changed"):
             await opened.list_all()
+
+
+async def test_columns_of_a_tar_that_changed_or_went_are_no_empty_columns(tmp_path: Path) -> None:
+    write_shards(tmp_path / "set", shards=3, samples=4)
+    opened = Opened(tmp_path / "set", tmp_path / "run", columns=("title",))
+    source = await opened.list_all()
+    write_tar(tmp_path / "set/shard-000001.tar", [("other.jpg", b"other")] * 40)
+    (tmp_path / "set/shard-000002.tar").unlink()
+    assert len(await asyncio.to_thread(source.describe, "shard-000000.tar", range(4))) == 4
+    for shard, why in (("shard-000001.tar", "has changed"), ("shard-000002.tar", "No such file")):
+        with pytest.raises(ShardError, match=why) as told:
+            await asyncio.to_thread(source.describe, shard, [0, 1])
+        assert not told.value.is_passing
+        assert next(item.key for item in told.value.items) in {
+            "shard-000001.tar/000004",
+            "shard-000002.tar/000008",
+        }
+        assert {item.kind for item in told.value.items} == {"shard_unreadable"}
+    source.close()
+
+
+async def test_a_known_tar_that_is_refused_now_is_told_of_and_ends_nothing(tmp_path: Path) -> None:
+    write_shards(tmp_path / "set", shards=2, samples=4)
+    async with object_server(contents(tmp_path / "set", "/")) as server:
+        opened = Opened(f"{server.url}/shard-{{000000..000001}}.tar", tmp_path / "run")
+        await opened.list_all()
+        server.always = "403"
+        source = await opened.list_all()
+        told = [found for found in opened.findings if isinstance(found, PassedOver)]
+        assert [(one.shard, one.partly) for one in told] == [
+            ("shard-000000.tar", True),
+            ("shard-000001.tar", True),
+        ]
+        items = await asyncio.to_thread(source.describe, "shard-000000.tar", range(4))
+        assert all(isinstance(item.place, ObjectPlace) for item in items)
+        source.close()
+
+
+async def test_a_column_that_no_sample_has_is_refused_also_when_prompts_change(
+    tmp_path: Path,
+) -> None:
+    write_shards(tmp_path / "set", shards=2, samples=4)
+    opened = Opened(tmp_path / "set", tmp_path / "run", columns=("title",))
+    await opened.items()
+    for _ in range(2):
+        opened.columns = ("titel", "txt")
+        with pytest.raises(SourceError, match=r"\{column:titel\}.* did you mean 'title'\?"):
+            await opened.list_all()
+    opened.columns = ("number", "txt")
+    assert (await opened.items())[5].columns == {"txt": "text 5", "number": 5}
 
 
 async def test_members_that_are_large_are_skipped(

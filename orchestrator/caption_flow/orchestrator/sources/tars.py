@@ -10,6 +10,7 @@ import asyncio
 import os
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -18,11 +19,13 @@ import structlog
 
 from caption_flow.config.dataset import DatasetConfig
 from caption_flow.orchestrator.sources.base import (
+    UNREADABLE,
     Finding,
     Item,
     Listed,
     PassedOver,
     RunFolder,
+    ShardError,
     Source,
     SourceError,
     Vanished,
@@ -185,18 +188,25 @@ class TarSource(Source):
             return
         for tar in list(self._tars.values())[:_TRIED]:
             try:
-                index = self._shelf.index(tar, facts_of(tar))
-            except (TarError, ObjectError, OSError):
+                samples, there = self._first_columns(tar)
+            except (TarError, ShardError, ObjectError, OSError):
                 continue
-            samples = index.samples[:_SAMPLES_FOR_COLUMNS]
-            there: set[str] = set()
-            for found in self._pool.map(lambda one, tar=tar: self._all_columns(tar, one), samples):
-                there |= found
-                if there >= self._columns:
-                    self._remember_columns(tar.name)
-                    return
+            if there >= self._columns:
+                self._remember_columns(tar.name)
+                return
             if samples:
-                raise SourceError(self._about_missing(there, tar.name, len(samples)))
+                raise SourceError(self._about_missing(there, tar.name, samples))
+
+    def _first_columns(self, tar: Tar) -> tuple[int, set[str]]:
+        """Return how many of a tar's first samples were looked at, and the columns they have."""
+        facts = facts_of(tar)
+        samples = self._shelf.index(tar, facts).samples[:_SAMPLES_FOR_COLUMNS]
+        there: set[str] = set()
+        for found in self._pool.map(partial(_all_columns, tar, facts), samples):
+            there |= found
+            if there >= self._columns:
+                break
+        return len(samples), there
 
     def _remember_columns(self, name: str) -> None:
         seen = self._seen_in[name] = tuple(sorted(self._columns))
@@ -210,13 +220,6 @@ class TarSource(Source):
             f"{tar} has that: columns are the keys of a sample's .json, and txt and cls"
             f"{suggested(missing, there)}"
         )
-
-    def _all_columns(self, tar: Tar, sample: Sample) -> set[str]:
-        """Return the columns of a sample, whether prompts name them or not."""
-        found: set[str] = set()
-        for member in sample.texts:
-            found |= self._read_columns(tar, member).keys()
-        return found
 
     def _check_known(self) -> None:
         """Refuse tars that were written again; learn which are gone. Blocking."""
@@ -274,9 +277,15 @@ class TarSource(Source):
         if index is None:
             return tuple(Item(at, None, reason=f"the tar {shard} is gone") for at in items)
         samples = [(at, index.samples[at]) for at in items if at < len(index.samples)]
-        columns: Iterator[Mapping[str, Any] | None] = iter([None] * len(samples))
+        columns: Sequence[Mapping[str, Any] | None] = [None] * len(samples)
         if self._columns and tar is not None:
-            columns = self._pool.map(lambda one: self._columns_of(tar, one[1]), samples)
+            try:
+                columns = list(
+                    self._pool.map(lambda one: self._columns_of(tar, facts, one[1]), samples)
+                )
+            except ShardError as error:
+                error.items = [_unreadable(at, shard, one, error) for at, one in samples]
+                raise
         return tuple(
             _item(at, shard, sample, tar, facts=facts, columns=values)
             for (at, sample), values in zip(samples, columns, strict=True)
@@ -292,8 +301,8 @@ class TarSource(Source):
             log.warning("a tar can no longer be read", tar=tar.name, reason=_said(error))
             return None
 
-    def _columns_of(self, tar: Tar, sample: Sample) -> dict[str, Any]:
-        """Return those of a sample's columns that prompts name and that can be read."""
+    def _columns_of(self, tar: Tar, facts: _Facts, sample: Sample) -> dict[str, Any]:
+        """Return those of a sample's columns that prompts name. Raises `ShardError`."""
         found: dict[str, Any] = {}
         json_last = sorted(sample.texts, key=lambda member: member.suffix == "json")
         for member in json_last:
@@ -302,18 +311,10 @@ class TarSource(Source):
                 continue
             if not is_json and member.suffix not in self._columns:
                 continue
-            for name, value in self._read_columns(tar, member).items():
+            for name, value in _read_columns(tar, facts.tar, member).items():
                 if name in self._columns:
                     found.setdefault(name, value)
         return found
-
-    def _read_columns(self, tar: Tar, member: Member) -> dict[str, Any]:
-        """Return the columns in a member; none, with a warning, if it is damaged."""
-        try:
-            return _values_of(member, read_member(tar, member))
-        except (ObjectError, OSError, ValueError) as error:
-            log.warning("a column cannot be read", file=member.name, reason=_said(error))
-            return {}
 
     def close(self) -> None:
         """See the port."""
@@ -369,6 +370,35 @@ def _place(tar: Tar, facts: _Facts, image: Member) -> FilePlace | ObjectPlace:
         return ObjectPlace(tar.location, image.offset, image.length, facts.size)
     path = os.fsencode(tar.location)
     return FilePlace(path, facts.size, int(facts.version), image.offset, image.length)
+
+
+def _all_columns(tar: Tar, facts: TarFacts, sample: Sample) -> set[str]:
+    """Return the columns of a sample, whether prompts name them or not. Raises `ShardError`."""
+    found: set[str] = set()
+    for member in sample.texts:
+        found |= _read_columns(tar, facts, member).keys()
+    return found
+
+
+def _read_columns(tar: Tar, facts: TarFacts, member: Member) -> dict[str, Any]:
+    """Return the columns in a member; none, with a warning, if it is no text or JSON.
+
+    Raises `ShardError`: the tar cannot be read, or is not the one that was listed.
+    """
+    try:
+        return _values_of(member, read_member(tar, facts, member))
+    except ValueError as error:
+        log.warning("a column cannot be read", file=member.name, reason=_said(error))
+        return {}
+    except ObjectError as error:
+        raise ShardError(str(error), is_passing=error.kind == "unreachable") from error
+    except OSError as error:
+        raise ShardError(_said(error)) from error
+
+
+def _unreadable(at: int, shard: str, sample: Sample, error: ShardError) -> Item:
+    reason = f"the tar {shard} cannot be read: {error}"
+    return Item(at, None, f"{shard}/{sample.key}", reason=reason, kind=UNREADABLE)
 
 
 def _values_of(member: Member, data: bytes) -> dict[str, Any]:
