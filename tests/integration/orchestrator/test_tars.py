@@ -17,6 +17,7 @@ import pytest
 from caption_flow.config.dataset import DatasetConfig
 from caption_flow.orchestrator.sources import tar_shelf
 from caption_flow.orchestrator.sources.base import (
+    Changed,
     Finding,
     Item,
     Listed,
@@ -139,7 +140,7 @@ async def test_nothing_else_is_read_where_no_prompt_names_a_column(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_shards(tmp_path / "set", shards=1, samples=3)
-    monkeypatch.setattr("caption_flow.orchestrator.sources.tars.read_member", None)
+    monkeypatch.setattr("caption_flow.orchestrator.sources.tar_columns.read_member", None)
     assert not any(item.columns for item in await Opened(tmp_path / "set", tmp_path).items())
 
 
@@ -290,6 +291,28 @@ async def test_of_a_tar_cut_short_the_rest_is_captioned(tmp_path: Path) -> None:
         assert told.shard == "shard-000000.tar"
         assert told.partly
         assert "cut short" in told.reason
+
+
+async def test_a_tar_cut_short_that_is_whole_again_is_done_to_its_end(tmp_path: Path) -> None:
+    written = write_shards(tmp_path / "set", shards=1, samples=4)
+    tar = tmp_path / "set" / "shard-000000.tar"
+    whole = tar.read_bytes()
+    third = (await Opened(tar, tmp_path / "whole").items())[2].place
+    assert isinstance(third, FilePlace)
+    tar.write_bytes(whole[: third.offset + 50])
+    opened = Opened(tar, tmp_path / "run")
+    assert len(await opened.items()) == 3
+    tar.write_bytes(whole)
+    assert by_path(await opened.items()) == written
+    assert Changed("shard-000000.tar", frozenset({2})) in opened.findings
+    assert not [found for found in opened.findings if isinstance(found, PassedOver)]
+    # What is longer and begins otherwise is another tar.
+    tar.write_bytes(whole[: third.offset + 50])
+    again = Opened(tar, tmp_path / "run 2")
+    await again.items()
+    write_tar(tar, [(f"{number}.jpg", b"other") for number in range(9)])
+    with pytest.raises(SourceError, match=r"shard-000000\.tar has changed"):
+        await again.list_all()
 
 
 async def test_a_tar_that_is_none_is_passed_over(tmp_path: Path) -> None:

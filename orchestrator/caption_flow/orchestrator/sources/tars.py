@@ -20,6 +20,7 @@ import structlog
 from caption_flow.config.dataset import DatasetConfig
 from caption_flow.orchestrator.sources.base import (
     UNREADABLE,
+    Changed,
     Finding,
     Item,
     Listed,
@@ -30,9 +31,10 @@ from caption_flow.orchestrator.sources.base import (
     SourceError,
     Vanished,
 )
+from caption_flow.orchestrator.sources.tar_columns import all_columns, columns_of, said
 from caption_flow.orchestrator.sources.tar_files import Tar, TarFacts, facts_of, find_tars
 from caption_flow.orchestrator.sources.tar_index import Index, Member, Sample, TarError
-from caption_flow.orchestrator.sources.tar_shelf import Shelf, read_member
+from caption_flow.orchestrator.sources.tar_shelf import Shelf
 from caption_flow.orchestrator.sources.wanted import asked_for, suggested
 from caption_flow.places.objects import ObjectError
 from caption_flow.protocol.places import FilePlace, ObjectPlace
@@ -43,7 +45,6 @@ log = structlog.get_logger()
 _AHEAD: Final = 4
 """Tars that are indexed at the same time, ahead of what is listed."""
 _READERS: Final = 16
-_LARGEST_TEXT: Final = 2**20
 _EXAMPLES: Final = 5
 _TRIED: Final = 3
 """So many of the first tars may be unreadable before that counts as a mistake in the settings."""
@@ -79,7 +80,7 @@ class TarSource(Source):
             try:
                 facts_of(tar)
             except (ObjectError, OSError) as error:
-                troubles.append(_said(error))
+                troubles.append(said(error))
             else:
                 return
         raise SourceError(f"the dataset's first tar cannot be read: {troubles[0]}")
@@ -115,6 +116,8 @@ class TarSource(Source):
         self._pool = ThreadPoolExecutor(_READERS, thread_name_prefix="tars")
         self._facts = {name: _remembered(shard) for name, shard in folder.shards.items()}
         self._gone: set[str] = set(self._facts) - set(self._tars)
+        self._mended: dict[str, frozenset[int]] = {}
+        """Tars that were cut short and are longer now, with the item they were cut in."""
         self._seen_in: dict[str, tuple[str, ...]] = {}
         """The tar in which all columns that prompts name were seen, and those columns."""
         self._out_of_reach: dict[str, str] = {}
@@ -159,6 +162,8 @@ class TarSource(Source):
         for name, facts in self._facts.copy().items():
             trouble = "" if name in self._gone else facts.trouble
             yield from _found(name, facts, self._out_of_reach.get(name, trouble))
+            if name in self._mended:
+                yield Changed(name, self._mended[name])
 
     def _index(self, tar: Tar) -> _Facts | str:
         """Index a tar; say why where that is impossible. Blocking."""
@@ -168,7 +173,7 @@ class TarSource(Source):
         except TarError as error:
             return f"it {error}"
         except (ObjectError, OSError) as error:
-            return _said(error)
+            return said(error)
         _tell_of(tar, index)
         return _Facts(
             facts.size,
@@ -202,7 +207,7 @@ class TarSource(Source):
         facts = facts_of(tar)
         samples = self._shelf.index(tar, facts).samples[:_SAMPLES_FOR_COLUMNS]
         there: set[str] = set()
-        for found in self._pool.map(partial(_all_columns, tar, facts), samples):
+        for found in self._pool.map(partial(all_columns, tar, facts), samples):
             there |= found
             if there >= self._columns:
                 break
@@ -244,10 +249,20 @@ class TarSource(Source):
             if error.kind == "missing":
                 return None
             # Whoever reads an image of it may have more luck, and takes no other version for it.
-            self._out_of_reach[tar.name] = _said(error)
+            self._out_of_reach[tar.name] = said(error)
             return known
         except (TarError, OSError) as error:
-            raise SourceError(f"the tar {tar.name} cannot be read: {_said(error)}") from error
+            raise SourceError(f"the tar {tar.name} cannot be read: {said(error)}") from error
+        if index.digest != known.digest and self._is_mended(tar.name, known, index):
+            self._mended[tar.name] = frozenset(range(max(0, known.count - 1), known.count))
+            return msgspec.structs.replace(
+                known,
+                size=now.size,
+                version=now.version,
+                count=len(index.samples),
+                digest=index.digest,
+                trouble=index.trouble,
+            )
         if index.digest != known.digest:
             raise SourceError(
                 f"the tar {tar.name} has changed since it was listed ({known.size} bytes then, "
@@ -257,6 +272,20 @@ class TarSource(Source):
             )
         return msgspec.structs.replace(
             known, size=now.size, version=now.version, trouble=index.trouble
+        )
+
+    def _is_mended(self, name: str, known: _Facts, index: Index) -> bool:
+        """Say whether a tar that was cut short is the same, and longer now; blocking."""
+        before = self._shelf.kept(name, known.tar)
+        if not known.trouble or before is None:
+            return False
+        whole = before.samples[:-1]  # the last one may have lacked members
+        return (
+            len(index.samples) >= len(before.samples)
+            and index.samples[: len(whole)] == whole
+            and all(
+                old.key == new.key for old, new in zip(before.samples, index.samples, strict=False)
+            )
         )
 
     def _vanished(self, name: str) -> Vanished:
@@ -281,7 +310,9 @@ class TarSource(Source):
         if self._columns and tar is not None:
             try:
                 columns = list(
-                    self._pool.map(lambda one: self._columns_of(tar, facts, one[1]), samples)
+                    self._pool.map(
+                        lambda one: columns_of(tar, facts.tar, one[1], self._columns), samples
+                    )
                 )
             except ShardError as error:
                 error.items = [_unreadable(at, shard, one, error) for at, one in samples]
@@ -298,23 +329,8 @@ class TarSource(Source):
                 return None
             return self._shelf.index(tar, facts.tar)
         except (TarError, ObjectError, OSError) as error:
-            log.warning("a tar can no longer be read", tar=tar.name, reason=_said(error))
+            log.warning("a tar can no longer be read", tar=tar.name, reason=said(error))
             return None
-
-    def _columns_of(self, tar: Tar, facts: _Facts, sample: Sample) -> dict[str, Any]:
-        """Return those of a sample's columns that prompts name. Raises `ShardError`."""
-        found: dict[str, Any] = {}
-        json_last = sorted(sample.texts, key=lambda member: member.suffix == "json")
-        for member in json_last:
-            is_json = member.suffix.rpartition(".")[2] == "json"
-            if is_json and self._columns <= found.keys():
-                continue
-            if not is_json and member.suffix not in self._columns:
-                continue
-            for name, value in _read_columns(tar, facts.tar, member).items():
-                if name in self._columns:
-                    found.setdefault(name, value)
-        return found
 
     def close(self) -> None:
         """See the port."""
@@ -329,12 +345,6 @@ def _found(name: str, facts: _Facts, trouble: str) -> Iterator[Finding]:
 
 def _remembered(shard: KnownShard) -> _Facts:
     return msgspec.json.decode(shard.facts, type=_Facts)
-
-
-def _said(error: Exception) -> str:
-    if isinstance(error, OSError) and error.strerror:
-        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    return str(error)
 
 
 def _tell_of(tar: Tar, index: Index) -> None:
@@ -372,44 +382,6 @@ def _place(tar: Tar, facts: _Facts, image: Member) -> FilePlace | ObjectPlace:
     return FilePlace(path, facts.size, int(facts.version), image.offset, image.length)
 
 
-def _all_columns(tar: Tar, facts: TarFacts, sample: Sample) -> set[str]:
-    """Return the columns of a sample, whether prompts name them or not. Raises `ShardError`."""
-    found: set[str] = set()
-    for member in sample.texts:
-        found |= _read_columns(tar, facts, member).keys()
-    return found
-
-
-def _read_columns(tar: Tar, facts: TarFacts, member: Member) -> dict[str, Any]:
-    """Return the columns in a member; none, with a warning, if it is no text or JSON.
-
-    Raises `ShardError`: the tar cannot be read, or is not the one that was listed.
-    """
-    try:
-        return _values_of(member, read_member(tar, facts, member))
-    except ValueError as error:
-        log.warning("a column cannot be read", file=member.name, reason=_said(error))
-        return {}
-    except ObjectError as error:
-        raise ShardError(str(error), is_passing=error.kind == "unreachable") from error
-    except OSError as error:
-        raise ShardError(_said(error)) from error
-
-
 def _unreadable(at: int, shard: str, sample: Sample, error: ShardError) -> Item:
     reason = f"the tar {shard} cannot be read: {error}"
     return Item(at, None, f"{shard}/{sample.key}", reason=reason, kind=UNREADABLE)
-
-
-def _values_of(member: Member, data: bytes) -> dict[str, Any]:
-    """Return the columns in a member. Raises ValueError where it is not what its suffix says."""
-    if len(data) > _LARGEST_TEXT:
-        raise ValueError(f"it is larger than {_LARGEST_TEXT} bytes")
-    text = data.decode(errors="replace").strip()
-    if member.suffix.rpartition(".")[2] != "json":
-        return {member.suffix: text}
-    try:
-        values = msgspec.json.decode(text)
-    except msgspec.DecodeError as error:
-        raise ValueError(f"it is no JSON: {error}") from error
-    return dict(values) if isinstance(values, dict) else {member.suffix: values}
