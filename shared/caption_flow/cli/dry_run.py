@@ -58,13 +58,14 @@ def look_ahead(plan: Plan) -> Outlook:
 
 def _look_into(folder: Path, plan: Plan) -> Outlook:
     known = _Known(plan)
-    columns = plan.config.recipe().columns
-    if not was_made_for(plan.data_dir, columns):
-        skip = None if known.listed else plan.skip
-        check_columns(folder, scan_options(plan.config.dataset), columns, skip)
     outlook = Outlook()
-    files = first_files(folder, scan_options(plan.config.dataset))
+    options = scan_options(plan.config.dataset)
+    columns = plan.config.recipe().columns
     with closing(known):
+        if not was_made_for(plan.data_dir, columns):
+            # On a run's own earlier texts nothing is left out: there it is asked of all images.
+            check_columns(folder, options, columns, None if known.listed else plan.skip)
+        files = first_files(folder, options)
         while batch := list(islice(files, _BATCH)):
             indices = known.indices(batch)
             for file in batch:

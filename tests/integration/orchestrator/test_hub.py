@@ -171,6 +171,13 @@ async def test_files_that_are_broken_are_passed_over_and_tried_again(
     assert run.orchestrator.progress.passed_over == {}
 
 
+async def test_a_first_file_without_images_is_passed_over_alone(tmp_path: Path, root: Path) -> None:
+    parquet.write(root / name(0), title=["no image"] * ROWS)
+    run, _ = await run_once(tmp_path, root)
+    assert captioned(run) == {name(1): ROWS, name(2): ROWS}
+    assert "it has no column 'image'" in run.orchestrator.progress.passed_over[name(0)]
+
+
 async def test_a_dataset_without_a_readable_file_is_refused(tmp_path: Path, root: Path) -> None:
     for shard in range(3):
         (root / name(shard)).write_bytes(b"prose " * 1000)

@@ -48,7 +48,8 @@ _FOOTERS_AHEAD: Final = 8
 _KEPT_BYTES: Final = 32 * 2**20
 _FOOTERS_FOR_COLUMNS: Final = 32
 """So many of the first files may lack a column that prompts name, before it counts as a mistake."""
-_MOST_UNREACHABLE: Final = 3
+_MOST_TROUBLES: Final = 3
+"""So many of them are waited for in vain, or lack the column of images."""
 
 
 class _Facts(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -165,36 +166,30 @@ class HubSource(Source):
         known = {name for facts in self._facts.values() for name in facts.prompted}
         if self._facts and known.issuperset(self._prompted):
             return
-        there: dict[str, None] = {}
-        troubles: list[str] = []
-        unreachable = 0
+        there: set[str] = set()
+        troubles: list[Exception] = []
         for name in islice(self._files.places, _FOOTERS_FOR_COLUMNS):
             try:
-                self._look(name)
-                columns = self._columns_of(name)
-            except ShardError as error:
-                troubles.append(f"{name}: {error}")
-                unreachable += error.is_passing
-                if unreachable == _MOST_UNREACHABLE:
+                there |= self._columns_of(name)
+            except (ShardError, SourceError) as error:
+                troubles.append(error)
+                if sum(map(_is_slow_or_ours, troubles)) == _MOST_TROUBLES:
                     break  # `listing` says of each what becomes of it
-                continue
-            there |= dict.fromkeys(columns)
-            self._remember_columns(name, columns)
-            if there.keys() >= set(self._prompted):
-                return
+            else:
+                if there.issuperset(self._prompted):
+                    return
+        mistakes = [error for error in troubles if isinstance(error, SourceError)]
+        if mistakes and not there:
+            raise mistakes[0]
         if len(troubles) == len(self._files.places):
-            raise SourceError(f"not one of the dataset's files can be read: {troubles[0]}")
-        missing = set(self._prompted) - there.keys()
+            first = next(iter(self._files.places))
+            raise SourceError(f"not one of the dataset's files can be read: {first}: {troubles[0]}")
+        missing = set(self._prompted) - there
         if there and missing:
             raise SourceError(
                 f"prompts ask for {asked_for(missing)}, which the dataset does not have"
                 f"{suggested(missing, there)}"
             )
-
-    def _remember_columns(self, name: str, columns: Sequence[str]) -> None:
-        if name in self._facts:
-            seen = tuple(one for one in self._prompted if one in columns)
-            self._facts[name] = msgspec.structs.replace(self._facts[name], prompted=seen)
 
     def _try(self, name: str) -> _Facts | ShardError:
         try:
@@ -236,11 +231,16 @@ class HubSource(Source):
         self._shards[name] = _Shard(place, facts, tuple(accumulate(facts.groups)))
         return facts
 
-    def _columns_of(self, name: str) -> list[str]:
-        """Return a file's columns. Raises `ShardError`."""
+    def _columns_of(self, name: str) -> set[str]:
+        """Look at a file, and return its columns; raises as `_look` does."""
+        self._look(name)
         place = self._files.places[name]
         footer = _clearly(place, lambda: self._columns.footer(place))
-        return list(footer.schema.to_arrow_schema().names)
+        columns = footer.schema.to_arrow_schema().names
+        if name in self._facts:
+            seen = tuple(one for one in self._prompted if one in columns)
+            self._facts[name] = msgspec.structs.replace(self._facts[name], prompted=seen)
+        return set(columns)
 
     def describe(self, shard: str, items: Sequence[int]) -> Sequence[Item]:
         """See the port."""
@@ -287,6 +287,10 @@ def _remembered(known: KnownShard) -> _Facts | None:
         return msgspec.json.decode(known.facts, type=_Facts)
     except msgspec.DecodeError:
         return None
+
+
+def _is_slow_or_ours(error: Exception) -> bool:
+    return not isinstance(error, ShardError) or error.is_passing
 
 
 def _clearly(place: ParquetPlace, read: Callable[[], Any]) -> Any:
