@@ -17,7 +17,7 @@ from aiohttp import web
 from tests.support import parquet
 from tests.support.cli import rows
 from tests.support.fleet import until
-from tests.support.hub import CONVERTED, TOKEN, Hub, Repository
+from tests.support.hub import CONVERTED, STRANGER, TOKEN, Hub, Repository
 from tests.support.hub_runs import caption_all, check_rows, files_in, fleet_for
 
 
@@ -53,11 +53,41 @@ async def test_few_items_of_a_large_dataset_cost_few_bytes(
 MISTAKES: dict[str, tuple[Mapping[str, Any], str]] = {
     "no such dataset": (
         {"dataset_path": "org/nothing"},
-        r"the hub has no dataset org/nothing, or it is private: set HF_TOKEN",
+        r"the hub has no dataset org/nothing, or it is private: no token .* set HF_TOKEN",
     ),
     "private without a token": (
         {"dataset_path": "org/secret"},
-        r"the hub has no dataset org/secret, or it is private: set HF_TOKEN",
+        r"the hub has no dataset org/secret, or it is private: no token .* set HF_TOKEN",
+    ),
+    "private with another's token": (
+        {"dataset_path": "org/secret", "token": STRANGER},
+        r"the hub has no dataset org/secret, or it is private: the token given here .* may not",
+    ),
+    "a token that is none": (
+        {"dataset_path": "org/pictures", "token": "hf_mistyped"},
+        r"org/pictures cannot be read from the hub: the hub refuses the token given here",
+    ),
+    "gated without a token": (
+        {"dataset_path": "org/gated"},
+        r"org/gated is gated: accept its conditions at http://127.0.0.1:\d+/datasets/org/gated, "
+        r".*hf auth login, or set HF_TOKEN",
+    ),
+    "gated, conditions not accepted": (
+        {"dataset_path": "org/gated", "token": STRANGER},
+        r"org/gated is gated: accept its conditions at http://.*/datasets/org/gated, .*may not",
+    ),
+    "gated tars": (
+        {"dataset_path": "hf://datasets/org/gated/{0..1}.tar", "type": "webdataset"},
+        r"org/gated is gated: accept its conditions at http://.*/datasets/org/gated, ",
+    ),
+    "tars of a private dataset": (
+        {"dataset_path": "hf://datasets/org/secret", "type": "webdataset"},
+        r"the hub has no dataset org/secret, or it is private: no token",
+    ),
+    "a prompt's column": (
+        {"dataset_path": "org/untitled"},
+        r"prompts ask for \{column:title\}, which the dataset does not have; "
+        r"did you mean 'titel'\? There are 'image', 'titel'",
     ),
     "no such split": (
         {"dataset_path": "org/pictures", "split": "exam"},
@@ -87,10 +117,17 @@ async def test_mistakes_are_said_at_the_start(
     name: str, tmp_path: Path, beside_the_hub: pytest.MonkeyPatch
 ) -> None:
     keys, sentence = MISTAKES[name]
+    keys = dict(keys)
+    if token := keys.pop("token", None):
+        beside_the_hub.setenv("HF_TOKEN", token)
+    untitled = tmp_path / "untitled"
+    parquet.write(untitled / "train.parquet", image=parquet.struct([1]), titel=["x"])
     files = files_in(parquet.dataset(tmp_path / "set", 1, 2))
     hub = Hub(
         pictures=Repository({"main": files}),
         secret=Repository({"main": files}, private=True),
+        gated=Repository({"main": files}, gated=True),
+        untitled=Repository({"main": files_in(untitled)}),
         prose=Repository({"main": {"a.jsonl": b"{}"}}),
     )
     async with hub, fleet_for(tmp_path, **keys) as fleet:
@@ -105,7 +142,10 @@ async def test_mistakes_are_said_at_the_start(
 async def test_private_and_converted_datasets_are_captioned(
     tmp_path: Path, beside_the_hub: pytest.MonkeyPatch
 ) -> None:
-    parquet.write(tmp_path / "set/large/train/0000.parquet", image=parquet.struct(range(5)))
+    titles = [f"title {number}" for number in range(5)]
+    parquet.write(
+        tmp_path / "set/large/train/0000.parquet", image=parquet.struct(range(5)), title=titles
+    )
     branches = {"main": {"pictures.zip": b"PK"}, CONVERTED: files_in(tmp_path / "set")}
     hub = Hub(secret=Repository(branches, private=True))
     async with hub, fleet_for(tmp_path, "org/secret") as fleet:
@@ -114,7 +154,9 @@ async def test_private_and_converted_datasets_are_captioned(
         await caption_all(fleet)
         found = {row["item_key"]: row["captions"] for row in rows(fleet.data_dir)}
     assert found == {
-        f"large/train/0000.parquet#{number}": [parquet.caption(parquet.png(number), "Describe .")]
+        f"large/train/0000.parquet#{number}": [
+            parquet.caption(parquet.png(number), f"Describe {titles[number]}.")
+        ]
         for number in range(5)
     }
 
@@ -140,7 +182,8 @@ async def test_rows_without_an_image_fail_alone_and_addresses_are_fetched(
     await web.TCPSite(runner, "127.0.0.1", 0).start()
     base = f"http://127.0.0.1:{runner.addresses[0][1]}"
     links = [f"{base}/{number}.png" for number in range(6)]
-    parquet.write(tmp_path / "set/train.parquet", url=[*links, None, "ftp://example.org/a"])
+    links_told = [*links, None, "ftp://example.org/a"]
+    parquet.write(tmp_path / "set/train.parquet", url=links_told, title=[None] * 8)
     async with fleet_for(tmp_path, str(tmp_path / "set"), dataset_url_column="url") as fleet:
         await caption_all(fleet)
         found = {row["item_index"]: row for row in rows(fleet.data_dir)}
@@ -159,15 +202,17 @@ async def test_rows_without_an_image_fail_alone_and_addresses_are_fetched(
 
 async def test_cells_without_bytes_fail_alone_or_name_a_file(tmp_path: Path) -> None:
     kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-    cells = [
+    cells: list[dict[str, Any] | None] = [
         {"bytes": parquet.png(0), "path": None},
         {"bytes": None, "path": "pictures/1.png"},
         {"bytes": None, "path": "pictures/none.png"},
         {"bytes": None, "path": "../outside.png"},
         {"bytes": None, "path": None},
         None,
+        {"bytes": b"", "path": None},
     ]
-    parquet.write(tmp_path / "set/data/train.parquet", image=pa.array(cells, type=kind))
+    images = pa.array(cells, type=kind)
+    parquet.write(tmp_path / "set/data/train.parquet", image=images, title=[None] * len(cells))
     (tmp_path / "set/pictures").mkdir()
     (tmp_path / "set/pictures/1.png").write_bytes(parquet.png(1))
     (tmp_path / "outside.png").write_bytes(parquet.png(2))
@@ -178,3 +223,18 @@ async def test_cells_without_bytes_fail_alone_or_name_a_file(tmp_path: Path) -> 
         picture = parquet.png(number)
         assert found[number]["captions"] == [parquet.caption(picture, "Describe .")]
     assert [found[number]["error_kind"] for number in range(2, 6)] == ["image_missing"] * 4
+    assert found[6]["error_kind"] == "image_empty"
+
+
+async def test_a_gated_dataset_is_captioned_by_whom_it_lets_in(
+    tmp_path: Path, beside_the_hub: pytest.MonkeyPatch
+) -> None:
+    files = files_in(parquet.dataset(tmp_path / "set", 2, 5))
+    async with (
+        Hub(gated=Repository({"main": files}, gated=True)) as hub,
+        fleet_for(tmp_path, "org/gated") as fleet,
+    ):
+        beside_the_hub.setenv("HF_ENDPOINT", hub.url)
+        beside_the_hub.setenv("HF_TOKEN", TOKEN)
+        await caption_all(fleet)
+        check_rows(fleet, 2, 5)

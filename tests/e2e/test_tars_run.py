@@ -11,7 +11,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.support.fleet import Fleet, check_captions, expected_captions, stored_rows
+from tests.support.hub import TOKEN, Hub, Repository
 from tests.support.object_server import object_server, s3_server
 from tests.support.tars import write_shards, write_tar
 
@@ -93,3 +96,34 @@ async def test_tars_in_a_bucket_are_captioned(tmp_path: Path) -> None:
         async with fleet_for(tmp_path, f"{bucket}/some/set") as fleet:
             await run_to_the_end(fleet)
             check_captions(stored_rows(fleet.data_dir), expected_captions(written, "Describe."))
+
+
+async def test_tars_on_the_hub_are_captioned_at_one_commit(
+    tmp_path: Path, beside_the_hub: pytest.MonkeyPatch
+) -> None:
+    written = write_shards(tmp_path / "set", SHARDS, SAMPLES)
+    files = dict(contents(tmp_path / "set", "data/"))
+    repository = Repository({"main": files}, private=True)
+    async with Hub(tars=repository) as hub:
+        beside_the_hub.setenv("HF_ENDPOINT", hub.url)
+        beside_the_hub.setenv("HF_TOKEN", TOKEN)
+        where = "hf://datasets/org/tars/data"
+        for number, location in enumerate((f"{where}/shard-{{000000..000003}}.tar", where)):
+            folder = tmp_path / str(number)
+            folder.mkdir()
+            async with fleet_for(folder, location, "Describe {column:title}.") as fleet:
+                orchestrator = await fleet.orchestrator()
+                await orchestrator.says("the dataset is listed")
+                # What is uploaded meanwhile is another commit's.
+                repository.branches["main"] = dict.fromkeys(files, b"newer")
+                worker = await fleet.worker("worker")
+                assert await worker.exit_code() == 0, worker.tail(40)
+                orchestrator.signal(signal.SIGTERM)
+                assert await orchestrator.exit_code() == 0, orchestrator.tail(40)
+                assert "read where the dataset lies" in worker.output
+                expected = {
+                    name: expected_captions({name: data}, f"Describe title {at}.")[name]
+                    for at, (name, data) in enumerate(written.items())
+                }
+                check_captions(stored_rows(fleet.data_dir), expected)
+            repository.branches["main"] = files

@@ -11,6 +11,7 @@ from typing import Final
 
 CORE: Final = "orchestrator/caption_flow/orchestrator/core"
 SERVICE: Final = "orchestrator/caption_flow/orchestrator/service.py"
+SOURCES: Final = "orchestrator/caption_flow/orchestrator/sources"
 STORAGE: Final = "shared/caption_flow/storage"
 OUTBOX: Final = "worker/caption_flow/worker/core/outbox.py"
 
@@ -32,6 +33,10 @@ STALL_TESTS: Final = (
 )
 LINKS: Final = "shared/caption_flow/places/links.py"
 LINK_TESTS: Final = ("tests/integration/places/test_links.py",)
+HUB_TESTS: Final = (
+    "tests/integration/orchestrator/test_hub.py",
+    "tests/integration/places/test_parquet.py",
+)
 TAR_TESTS: Final = ("tests/integration/orchestrator/test_tars.py",)
 OBJECT_TESTS: Final = ("tests/integration/places/test_objects.py",)
 GPU_TESTS: Final = ("tests/unit/cli/test_gpus.py", "tests/unit/engines/test_devices.py")
@@ -71,6 +76,10 @@ def _tars(name: str, promise: str, module: str, old: str, new: str) -> Mutant:
         new,
         TAR_TESTS,
     )
+
+
+def _hub(name: str, promise: str, file: str, old: str, new: str) -> Mutant:
+    return Mutant(name, promise, file, old, new, HUB_TESTS)
 
 
 def _outbox(name: str, promise: str, old: str, new: str) -> Mutant:
@@ -877,6 +886,62 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
         "if len(data) > most:",
         "if False:",
         LINK_TESTS,
+    ),
+    _hub(
+        "broken file is done",
+        "a file that cannot be read is told of at the end, and tried again by the next run",
+        f"{SOURCES}/hub.py",
+        "yield PassedOver(name, str(found))",
+        "yield Listed(name, 0)",
+    ),
+    _hub(
+        "columns taken on trust",
+        "a column that prompts name and no file has is refused at the start",
+        f"{SOURCES}/hub.py",
+        "if there and missing:",
+        "if there is None:",
+    ),
+    _hub(
+        "columns of later prompts taken on trust",
+        "prompts that change between runs are looked at again",
+        f"{SOURCES}/hub.py",
+        "if self._facts and known.issuperset(self._prompted):",
+        "if self._facts:",
+    ),
+    _hub(
+        "connection lost for good",
+        "a lost connection is tried again",
+        "shared/caption_flow/places/parquet.py",
+        "on=UnreachableError,",
+        "on=ZeroDivisionError,",
+    ),
+    _hub(
+        "gone file waited for",
+        "what will not pass is not asked for again",
+        "shared/caption_flow/places/parquet.py",
+        "kind = UnreachableError if _is_passing(error) else NotHereError",
+        "kind = UnreachableError",
+    ),
+    _hub(
+        "items fail at the first lost connection",
+        "items wait while their shard is out of reach",
+        SERVICE,
+        "if pause is None or not error.is_passing:",
+        "if error:",
+    ),
+    _hub(
+        "kind of a failure lost on the way",
+        "a row says the same, whether the worker or the orchestrator read its image",
+        "orchestrator/caption_flow/orchestrator/server/session.py",
+        "image.kind,",
+        '"",',
+    ),
+    _tars(
+        "cut tar forgotten",
+        "a tar that is cut short is told of by every run",
+        "tars",
+        'trouble = "" if name in self._gone else facts.trouble',
+        'trouble = ""',
     ),
     _tars(
         "another tar under the same name",

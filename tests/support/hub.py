@@ -15,7 +15,10 @@ from typing import Any, Self
 from aiohttp import web
 
 TOKEN = "hf_made_up"
+STRANGER = "hf_of_somebody_else"
+"""A token of an account that may see public datasets, and has accepted no conditions."""
 CONVERTED = "refs/convert/parquet"
+_FAULTS = {"500": web.HTTPInternalServerError(), "503": web.HTTPServiceUnavailable()}
 
 
 @dataclass
@@ -24,6 +27,8 @@ class Repository:
 
     branches: dict[str, dict[str, bytes]]
     private: bool = False
+    gated: bool = False
+    """Whoever has not accepted conditions sees its description and the names of its files."""
     card: Mapping[str, Any] | None = None
     past: dict[str, dict[str, bytes]] = field(default_factory=dict)
     """Files by commit, of every commit that was ever asked for."""
@@ -49,6 +54,8 @@ class Hub:
     def __init__(self, **repositories: Repository) -> None:
         self.repositories = {f"org/{name}": found for name, found in repositories.items()}
         self.asked: list[str] = []
+        self.faults: dict[str, list[str]] = {}
+        """What happens to the next reads of a file, or of an API's path: `reset` or a status."""
         self.ranges: list[tuple[str, int, int]] = []
         """Path, first byte and number of bytes of each read."""
         self._runner: web.AppRunner | None = None
@@ -67,6 +74,9 @@ class Hub:
         api = r"/api/datasets/{org}/{name}"
         app.router.add_get(api, self._info)
         app.router.add_get(api + r"/revision/{revision}", self._info)
+        app.router.add_get(api + r"/auth-check", self._check)
+        app.router.add_get(api + r"/tree/{revision}", self._tree)
+        app.router.add_get(api + r"/tree/{revision}/{path:.+}", self._tree)
         app.router.add_post(api + r"/paths-info/{revision}", self._paths)
         app.router.add_get(r"/datasets/{org}/{name}/resolve/{revision}/{path:.+}", self._resolve)
         app.router.add_get(r"/storage/{org}/{name}/{revision}/{path:.+}", self._read)
@@ -83,11 +93,25 @@ class Hub:
 
     def _repository(self, request: web.Request) -> Repository:
         found = self.repositories.get("{org}/{name}".format(**request.match_info))
-        may_see = request.headers.get("Authorization") == f"Bearer {TOKEN}"
-        if found is None or (found.private and not may_see):
+        given = request.headers.get("Authorization")
+        if given not in {None, f"Bearer {TOKEN}", f"Bearer {STRANGER}"}:
+            raise _refusal(401, None, "Invalid credentials in Authorization header")
+        if found is None or (found.private and given != f"Bearer {TOKEN}"):
             # As the hub does: whoever may not see it does not hear whether it exists.
-            raise _refusal(404 if may_see else 401, "RepoNotFound")
+            raise _refusal(401 if given is None else 404, "RepoNotFound")
         return found
+
+    def _readable(self, request: web.Request) -> Repository:
+        found = self._repository(request)
+        given = request.headers.get("Authorization")
+        if found.gated and given != f"Bearer {TOKEN}":
+            raise _refusal(401 if given is None else 403, "GatedRepo")
+        return found
+
+    async def _check(self, request: web.Request) -> web.Response:
+        self.asked.append(f"{request.method} {request.path}")
+        self._readable(request)
+        return web.json_response({})
 
     def _files(self, request: web.Request) -> tuple[str, dict[str, bytes]]:
         self.asked.append(f"{request.method} {request.path}")
@@ -97,7 +121,18 @@ class Hub:
             raise _refusal(404, "RevisionNotFound")
         return found
 
+    def _strike(self, request: web.Request, path: str) -> None:
+        """Let happen what is to happen to a request."""
+        waiting = self.faults.get(path)
+        fault = waiting.pop(0) if waiting else ""
+        if fault == "reset":
+            assert request.transport is not None
+            request.transport.abort()
+        elif fault:
+            raise _FAULTS[fault]
+
     async def _info(self, request: web.Request) -> web.Response:
+        self._strike(request, request.path)
         commit, files = self._files(request)
         repository = self._repository(request)
         return web.json_response(
@@ -105,24 +140,34 @@ class Hub:
                 "id": "{org}/{name}".format(**request.match_info),
                 "sha": commit,
                 "private": repository.private,
+                "gated": "auto" if repository.gated else False,
                 "siblings": [{"rfilename": name} for name in files],
                 "cardData": repository.card,
                 "tags": [],
             }
         )
 
+    async def _tree(self, request: web.Request) -> web.Response:
+        _, files = self._files(request)
+        folder = request.match_info.get("path", "")
+        prefix = f"{folder}/" if folder else ""
+        below = [name for name in files if name.startswith(prefix)]
+        if not below and folder:
+            raise _refusal(404, "EntryNotFound")
+        if request.query.get("recursive", "false").lower() != "true":
+            direct = dict.fromkeys(name[len(prefix) :].partition("/")[0] for name in below)
+            below = [prefix + name for name in direct]
+        return web.json_response([_entry(name, files.get(name)) for name in below])
+
     async def _paths(self, request: web.Request) -> web.Response:
         _, files = self._files(request)
         form = await request.post()
         return web.json_response(
-            [
-                {"type": "file", "path": path, "size": len(files[path]), "oid": "0" * 40}
-                for path in map(str, form.getall("paths"))
-                if path in files
-            ]
+            [_entry(path, files[path]) for path in map(str, form.getall("paths")) if path in files]
         )
 
     async def _resolve(self, request: web.Request) -> web.Response:
+        self._readable(request)
         commit, files = self._files(request)
         path = request.match_info["path"]
         if path not in files:
@@ -134,6 +179,7 @@ class Hub:
     async def _read(self, request: web.Request) -> web.Response:
         name = "{org}/{name}".format(**request.match_info)
         path = request.match_info["path"]
+        self._strike(request, path)
         data = self.repositories[name].past[request.match_info["revision"]][path]
         asked = re.fullmatch(r"bytes=(\d+)-(\d+)", request.headers.get("Range", ""))
         if asked is None:
@@ -145,6 +191,14 @@ class Hub:
         return web.Response(status=206, body=data[first : last + 1], headers=headers)
 
 
-def _refusal(status: int, code: str) -> web.HTTPException:
-    kinds = {401: web.HTTPUnauthorized, 404: web.HTTPNotFound}
-    return kinds[status](headers={"X-Error-Code": code, "X-Error-Message": code})
+def _entry(path: str, data: bytes | None) -> dict[str, Any]:
+    if data is None:
+        return {"type": "directory", "path": path, "oid": "0" * 40, "size": 0}
+    oid = hashlib.sha1(data, usedforsecurity=False).hexdigest()
+    return {"type": "file", "path": path, "size": len(data), "oid": oid}
+
+
+def _refusal(status: int, code: str | None, message: str | None = None) -> web.HTTPException:
+    kinds = {401: web.HTTPUnauthorized, 403: web.HTTPForbidden, 404: web.HTTPNotFound}
+    headers = {"X-Error-Message": message or code or ""}
+    return kinds[status](headers={**headers, "X-Error-Code": code} if code else headers)

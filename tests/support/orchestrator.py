@@ -92,7 +92,9 @@ class Peer:
             if isinstance(message, kind):
                 return message
 
-    async def serve_images(self, payloads: Mapping[int, bytes | str], *, until: int) -> None:
+    async def serve_images(
+        self, payloads: Mapping[int, bytes | str], *, until: int, kind: str = ""
+    ) -> None:
         """Answer `Fetch` until ``until`` items have been answered; a text is an error."""
         answered = 0
         while answered < until:
@@ -100,7 +102,7 @@ class Peer:
             for item in fetch.items:
                 given = payloads[item]
                 image = (
-                    Image(fetch.lease, item, error=given)
+                    Image(fetch.lease, item, error=given, kind=kind)
                     if isinstance(given, str)
                     else Image(fetch.lease, item, given)
                 )

@@ -46,14 +46,17 @@ from caption_flow.orchestrator.server.session import (
     close,
 )
 from caption_flow.orchestrator.sources.base import (
+    UNREADABLE,
     Changed,
     Item,
     Listed,
+    PassedOver,
+    ShardError,
     Source,
     SourceError,
     Vanished,
 )
-from caption_flow.places.base import NotHereError, PlaceError
+from caption_flow.places.base import MISSING, NotHereError, PlaceError
 from caption_flow.places.reader import PlaceReader
 from caption_flow.protocol.codec import (
     MAX_FRAME_BYTES,
@@ -101,6 +104,8 @@ log = structlog.get_logger()
 _TICK_SECONDS: Final = 0.5
 _PROGRESS_SECONDS: Final = 5.0
 _QUARANTINED: Final = "quarantined"
+_SHARD_PAUSES_SECONDS: Final = (5.0, 20.0, 60.0)
+"""What is out of reach is tried again after each of these, then its leased items fail."""
 _GRANT_BYTES: Final = MAX_FRAME_BYTES // 8
 """Texts of earlier stages and columns in one message, about; a lease with more comes in several."""
 
@@ -177,6 +182,10 @@ class Orchestrator:
         self._draining = False
         self._unserved: frozenset[str] = frozenset()
         """Stages that nobody runs and something waits for, when this was last looked at."""
+        self._passed_over: dict[str, str] = {}
+        """Shards of which not all can be read, with the reason."""
+        self._given_up: dict[str, str] = {}
+        """Those of which items failed for it, with the reason."""
         self._failure: Exception | None = None
         self._trouble: StorageError | None = None
         self.ready = asyncio.Event()
@@ -198,7 +207,9 @@ class Orchestrator:
             workers=len(self._conversations.links),
             now=self._clock(),
         )
-        return replace(progress, unserved=self._waiting_for_nobody())
+        return replace(
+            progress, unserved=self._waiting_for_nobody(), passed_over=dict(self._passed_over)
+        )
 
     def _waiting_for_nobody(self) -> dict[str, int]:
         """Return the items that wait for a stage that no worker runs; none while nobody is here."""
@@ -361,6 +372,8 @@ class Orchestrator:
                         items=count,
                         such_as=examples,
                     )
+                case PassedOver(shard, reason, partly):
+                    self._pass_over(shard, reason, partly=partly)
         self.apply(ev.ListingFinished())
         log.info("the dataset is listed", items=self._ledger.found)
 
@@ -371,6 +384,12 @@ class Orchestrator:
             if known is None or (known.count, known.facts) != (count, facts):
                 await self._store.write(ListShard(shard, count, facts))
         self.apply(ev.ItemsFound(shard, count))
+
+    def _pass_over(self, shard: str, reason: str, *, partly: bool = False) -> None:
+        if shard not in self._passed_over:
+            what = "not all of a shard can be read" if partly else "a shard is passed over"
+            log.error(what, shard=shard, reason=reason)
+        self._passed_over[shard] = reason
 
     async def _reopen(self, shard: str, items: frozenset[int]) -> None:
         """Take rows back, durably, and only then have their items done again.
@@ -421,6 +440,7 @@ class Orchestrator:
             rate=f"{now.rate:.1f}/s",
             workers=now.workers,
             **({"waiting_for_stage": dict(now.unserved)} if now.unserved else {}),
+            **({"shards_passed_over": len(now.passed_over)} if now.passed_over else {}),
         )
 
     async def _checkpoint_regularly(self) -> None:
@@ -490,14 +510,19 @@ class Orchestrator:
 
     async def read_image(self, lease: int, shard: str, item: int) -> Image:
         """See `Leader`."""
+        if shard in self._given_up:  # described once more, it would be waited for once more
+            return Image(lease, item, error=self._given_up[shard], kind=UNREADABLE)
         try:
             found = await asyncio.to_thread(self._source.describe, shard, [item])
             if not found or found[0].place is None:
-                reason = found[0].reason if found else ""
-                return Image(lease, item, error=reason or "the item is not in the dataset")
+                reason = (found[0].reason if found else "") or "the item is not in the dataset"
+                return Image(lease, item, error=reason, kind=found[0].kind if found else MISSING)
             payload = await self._places.read(found[0].place)
-        except (NotHereError, PlaceError, SourceError) as error:
-            return Image(lease, item, error=f"its bytes cannot be read: {error}")
+        except PlaceError as error:  # as the worker would say itself
+            return Image(lease, item, error=str(error), kind=error.kind)
+        except (NotHereError, ShardError, SourceError) as error:
+            kind = UNREADABLE if isinstance(error, ShardError) else MISSING
+            return Image(lease, item, error=f"its bytes cannot be read: {error}", kind=kind)
         return Image(lease, item, payload)
 
     def report(self) -> dict[str, object]:
@@ -513,6 +538,7 @@ class Orchestrator:
             "pending": now.pending,
             "leased": now.leased,
             "unserved": dict(now.unserved),
+            "passed_over": dict(now.passed_over),
             "rate": now.rate,
             "eta_seconds": now.eta_seconds,
             "trouble": None if self._trouble is None else str(self._trouble),
@@ -696,7 +722,7 @@ class Orchestrator:
     async def _send_grant(
         self, link: Link, effect: ev.Grant, remembered: asyncio.Future[None]
     ) -> None:
-        found = await asyncio.to_thread(_describe, self._source, effect.shard, effect.items)
+        found = await self._described(effect.shard, effect.items)
         entries = [_entry_of(item) for item in found]
         if not self._source.catalogued:
             await self._store.write(RememberItems(effect.shard, entries))
@@ -712,6 +738,21 @@ class Orchestrator:
         )
         for parcel in _parcels(items):
             link.outgoing.send(Grant((msgspec.structs.replace(lease, items=parcel),)))
+
+    async def _described(self, shard: str, items: Sequence[int]) -> list[Item]:
+        """Have leased items described; those of a shard that stays unreadable without places."""
+        pauses = () if shard in self._given_up else _SHARD_PAUSES_SECONDS
+        for pause in (*pauses, None):
+            try:
+                return await asyncio.to_thread(_describe, self._source, shard, items)
+            except ShardError as error:
+                if pause is None or not error.is_passing:
+                    self._given_up[shard] = str(error)
+                    self._pass_over(shard, f"leased items have failed: {error}", partly=True)
+                    return _all_of(error.items, items)
+                log.warning("a shard is out of reach, its items wait", shard=shard, reason=error)
+                await asyncio.sleep(pause)
+        raise AssertionError("unreachable: the last try returns or raises")
 
     def _refuse(self, session: str, reason: str) -> None:
         closing = self._conversations.drop(session, reason)
@@ -774,6 +815,11 @@ def _describe(source: Source, shard: str, items: Sequence[int]) -> list[Item]:
             f"{type(source).__name__} describes {len(found)} of {len(items)} items of {shard}"
         )
     return found
+
+
+def _all_of(known: Sequence[Item], items: Sequence[int]) -> list[Item]:
+    by_index = {item.index: item for item in known}
+    return [by_index.get(item) or Item(item, None, kind=UNREADABLE) for item in items]
 
 
 def _entry_of(item: Item) -> CatalogEntry:

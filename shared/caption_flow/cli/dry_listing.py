@@ -17,7 +17,14 @@ from tempfile import TemporaryDirectory
 from caption_flow.cli.folders import for_people
 from caption_flow.cli.outlook import SHOWN, Outlook
 from caption_flow.cli.plan import Plan
-from caption_flow.orchestrator.sources.base import Item, Listed, RunFolder, Source
+from caption_flow.orchestrator.sources.base import (
+    Item,
+    Listed,
+    PassedOver,
+    RunFolder,
+    ShardError,
+    Source,
+)
 from caption_flow.orchestrator.sources.registry import source_for
 from caption_flow.storage.database import open_for_reading
 from caption_flow.storage.opening import KnownShard, known_shards
@@ -46,10 +53,13 @@ async def _forget(_: Write) -> None:
 
 async def _look(source: Source, done: dict[str, set[int]], limit: int | None) -> Outlook:
     counts: dict[str, int] = {}
+    outlook = Outlook()
     async for finding in source.listing():
         if isinstance(finding, Listed):
             counts[finding.shard] = finding.count
-    outlook = Outlook(shards=len(counts))
+        elif isinstance(finding, PassedOver):
+            outlook.passed_over[finding.shard] = finding.reason
+    outlook.shards = len(counts)
     room = sum(counts.values()) if limit is None else limit
     for shard, count in counts.items():
         within = min(count, room)
@@ -61,7 +71,11 @@ async def _look(source: Source, done: dict[str, set[int]], limit: int | None) ->
         fresh = (item for item in range(within) if item not in finished)
         shown = list(islice(fresh, SHOWN - len(outlook.first)))
         if shown:
-            found = await asyncio.to_thread(source.describe, shard, shown)
+            try:
+                found = await asyncio.to_thread(source.describe, shard, shown)
+            except ShardError as error:
+                outlook.passed_over.setdefault(shard, str(error))
+                found = error.items
             outlook.first += [for_people(_name_of(item)) for item in found]
     return outlook
 

@@ -13,10 +13,13 @@ from caption_flow.cli.dry_listing import look_through
 from caption_flow.cli.failures import EXIT_OK, usage_error
 from caption_flow.cli.folders import for_people
 from caption_flow.cli.outlook import SHOWN, Outlook
+from caption_flow.cli.passed_over import told
 from caption_flow.cli.plan import Plan, note_on_recipe
 from caption_flow.cli.stores import storage_failures
 from caption_flow.orchestrator.sources.base import SourceError
 from caption_flow.orchestrator.sources.local import SHARD, first_files, scan_options
+from caption_flow.orchestrator.sources.local_columns import check_columns
+from caption_flow.orchestrator.sources.metadata import was_made_for
 from caption_flow.orchestrator.sources.scan import FoundFile
 from caption_flow.recipe.quality import FLAGS, Quality
 from caption_flow.recipe.stages import Recipe
@@ -56,8 +59,13 @@ def look_ahead(plan: Plan) -> Outlook:
 def _look_into(folder: Path, plan: Plan) -> Outlook:
     known = _Known(plan)
     outlook = Outlook()
-    files = first_files(folder, scan_options(plan.config.dataset))
+    options = scan_options(plan.config.dataset)
+    columns = plan.config.recipe().columns
     with closing(known):
+        if not was_made_for(plan.data_dir, columns):
+            # On a run's own earlier texts nothing is left out: there it is asked of all images.
+            check_columns(folder, options, columns, None if known.listed else plan.skip)
+        files = first_files(folder, options)
         while batch := list(islice(files, _BATCH)):
             indices = known.indices(batch)
             for file in batch:
@@ -123,6 +131,7 @@ def _report(plan: Plan, outlook: Outlook) -> Iterator[str]:
         yield f"  … and {outlook.wanted - len(outlook.first):,} more"
     if outlook.shards:
         yield f"They are in {outlook.shards:,} shard{'s' if outlook.shards > 1 else ''}."
+    yield from _unreadable(outlook)
     if outlook.done:
         yield f"{outlook.done:,} {'is' if outlook.done == 1 else 'are'} done already."
     if outlook.left_out:
@@ -150,6 +159,13 @@ def _report(plan: Plan, outlook: Outlook) -> Iterator[str]:
     yield f"Results  Parquet and more, in {for_people(plan.data_dir)}"
     yield ""
     yield "Nothing was written. Without --dry-run, the same command does all this."
+
+
+def _unreadable(outlook: Outlook) -> Iterator[str]:
+    if outlook.passed_over:
+        count = len(outlook.passed_over)
+        yield f"{count:,} shard{'' if count == 1 else 's'} cannot be read, or not wholly:"
+        yield from told(outlook.passed_over)
 
 
 def _models(plan: Plan) -> str | None:

@@ -21,6 +21,7 @@ from rich.console import Console
 from caption_flow.cli.crew import TOKEN_VARIABLE, Crew
 from caption_flow.cli.failures import EXIT_INTERRUPTED, EXIT_OK, CommandFailed, usage_error
 from caption_flow.cli.folders import for_people
+from caption_flow.cli.passed_over import verdict
 from caption_flow.cli.plan import Plan, note_on_recipe
 from caption_flow.cli.present import PresentRows
 from caption_flow.cli.progress_view import Moment, progress_shown
@@ -294,6 +295,8 @@ def _verdict(outcome: Outcome, findings: Findings) -> int:
         first = findings.failures[0] if findings.failures else None
         why = f"; {first.name}: {first.reason}" if first is not None else ""
         raise CommandFailed(f"not one of the {progress.failed:,} images could be captioned{why}")
+    if outcome.complete and progress.passed_over:
+        raise CommandFailed(verdict(progress.passed_over))
     return EXIT_OK
 
 

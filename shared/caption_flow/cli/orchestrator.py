@@ -15,9 +15,10 @@ import structlog
 import typer
 
 from caption_flow.cli.configuration import load_or_refuse
-from caption_flow.cli.failures import EXIT_OK, usage_error
+from caption_flow.cli.failures import EXIT_OK, CommandFailed, usage_error
 from caption_flow.cli.folders import for_people, refuse_unwritable
 from caption_flow.cli.logs import configure_logging
+from caption_flow.cli.passed_over import verdict
 from caption_flow.cli.plan import note_on_recipe
 from caption_flow.config.discovery import find_config
 from caption_flow.config.exposure import check_exposure
@@ -141,6 +142,9 @@ async def _serve(config: OrchestratorConfig) -> int:
     except (SourceError, ServerError, SecretError) as error:
         usage_error(error)
     leader.log_progress()
+    progress = leader.progress
+    if progress.passed_over and leader.finished.is_set():
+        raise CommandFailed(verdict(progress.passed_over))
     return EXIT_OK
 
 

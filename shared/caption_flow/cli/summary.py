@@ -12,6 +12,7 @@ from typing import Final
 import pyarrow.compute as pc
 
 from caption_flow.cli.folders import for_people
+from caption_flow.cli.passed_over import told
 from caption_flow.cli.plan import Plan
 from caption_flow.cli.progress_view import duration, rate
 from caption_flow.orchestrator.core.progress import Progress
@@ -96,6 +97,8 @@ def summary(
         return
     yield _line("captioned", f"{progress.captioned:,}")
     yield _line("failed", f"{progress.failed:,}{_kinds(progress.failures)}")
+    if progress.passed_over:
+        yield _line("not read", f"{_shards(progress)}, or not wholly")
     if findings.flagged:
         yield _line("flagged", f"{findings.flagged:,}{_kinds(findings.flags)}")
     if outcome.left_out:
@@ -108,6 +111,9 @@ def summary(
     if outcome.new or outcome.problem is not None:
         yield _line("logs", for_people(plan.data_dir / "logs"))
     yield from _failed(plan, progress, findings)
+    if progress.passed_over:
+        yield "Not read, or not wholly:"
+        yield from told(progress.passed_over)
     yield from _notes(report, findings)
 
 
@@ -116,6 +122,11 @@ def _headline(outcome: Outcome) -> str:
     if outcome.complete and not outcome.new:
         if not progress.total:
             return f"Nothing to do: all {outcome.left_out:,} images have a .txt already."
+        if progress.passed_over:
+            return (
+                f"Nothing new: {progress.total:,} images were done already, and "
+                f"{_shards(progress)} could not be read, or not wholly."
+            )
         return f"Nothing to do: all {progress.total:,} images were done already."
     took = duration(seconds) if seconds >= 10 else f"{seconds:.1f} s"
     if outcome.complete:
@@ -126,6 +137,11 @@ def _headline(outcome: Outcome) -> str:
         f"Stopped after {took} with {progress.done:,} of {total} images done; "
         "the same command goes on from here."
     )
+
+
+def _shards(progress: Progress) -> str:
+    count = len(progress.passed_over)
+    return f"{count:,} shard{'' if count == 1 else 's'}"
 
 
 def _pace(outcome: Outcome) -> str:

@@ -8,8 +8,18 @@ MISSING: Final = "image_missing"
 """The ``error_kind`` of items whose bytes nobody has."""
 
 
+def status_of(error: BaseException) -> int | None:
+    """Return the HTTP status that an exception of a storage is about, if it is about one."""
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    return status if isinstance(status, int) else None
+
+
 class NotHereError(Exception):
     """This machine cannot read the place, or not that very content; another one may."""
+
+
+class UnreachableError(NotHereError):
+    """The place cannot be read at this moment; later it may be."""
 
 
 class PlaceError(Exception):

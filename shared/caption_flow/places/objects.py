@@ -23,7 +23,7 @@ import stamina
 from obstore import exceptions
 from obstore.store import HTTPStore, S3Store, from_url
 
-from caption_flow.places.base import MISSING, NotHereError, PlaceError
+from caption_flow.places.base import MISSING, NotHereError, PlaceError, status_of
 from caption_flow.protocol.places import ObjectPlace
 
 _KNOWN_STORAGES: Final = 64
@@ -232,19 +232,23 @@ class _as_object_errors:  # noqa: N801  -- reads as a clause
 
 def _object_error(url: str, error: Exception) -> ObjectError:
     shown = urlsplit(url)._replace(query="").geturl()  # a query may hold a signature
-    if isinstance(error, exceptions.NotFoundError | FileNotFoundError):
-        return ObjectError("missing", f"there is no {shown}")
-    if isinstance(
-        error,
-        exceptions.PermissionDeniedError | exceptions.UnauthenticatedError | PermissionError,
-    ):
+    # What the hub's file system raises says only in its cause that a repository may be private.
+    is_hidden = "RepositoryNotFound" in type(error.__cause__).__name__
+    if is_hidden or _is_refusal(error):
         hint = _GRANTED.get(url.partition("://")[0], "check that this machine may read it")
         return ObjectError("refused", f"{shown} may not be read: {hint}")
+    if isinstance(error, exceptions.NotFoundError | FileNotFoundError) or status_of(error) == 404:
+        return ObjectError("missing", f"there is no {shown}")
     reason = str(error).partition("\n")[0].rpartition(" - ")[2].strip() or type(error).__name__
     query = urlsplit(url).query
     if query:
         reason = reason.replace(query, "...")
     return ObjectError("unreachable", f"{shown} cannot be read: {reason}")
+
+
+def _is_refusal(error: Exception) -> bool:
+    refusals = exceptions.PermissionDeniedError | exceptions.UnauthenticatedError | PermissionError
+    return isinstance(error, refusals) or status_of(error) in {401, 403}
 
 
 @lru_cache(_KNOWN_STORAGES)

@@ -195,7 +195,7 @@ async def test_a_column_that_nothing_has_is_refused_before_anything_is_leased(
 
     sentence = str(refused.value)
     assert "{column:title}" in sentence
-    assert "found: titel" in sentence
+    assert "did you mean 'titel'? There are 'titel'" in sentence
     assert "metadata.csv: it has no column file_name" in sentence
     assert "it has file, title" in sentence
 
@@ -288,3 +288,21 @@ async def test_without_a_column_in_the_prompts_nothing_beside_images_is_opened(
     assert columns == {"a.bmp": None}
     assert not [entry for entry in logs if "passed over" in entry["event"]]
     assert not (run.data_dir / "metadata.sqlite3").exists()
+
+
+async def test_prompts_that_change_between_runs_are_looked_at_before_anything_is_leased(
+    tmp_path: Path, root: Path
+) -> None:
+    image(root, "a.bmp")
+    (root / "a.json").write_text('{"title": "A cat"}')
+    await told(tmp_path, "{column:title}")
+    image(root, "b.bmp", 2)
+    for _ in range(2):  # what was refused once is refused again
+        config = configuration(root, tmp_path / "run", **asking("{column:titel}"))
+        with pytest.raises(SourceError, match=r"\{column:titel\}.* did you mean 'title'\?"):
+            await assemble(config, TOKENS)
+
+    run, columns = await told(tmp_path, "Another {column:title}")
+
+    assert columns == {"b.bmp": {"title": None}}
+    assert len(run.rows()) == 2

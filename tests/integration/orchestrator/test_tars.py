@@ -17,10 +17,13 @@ import pytest
 from caption_flow.config.dataset import DatasetConfig
 from caption_flow.orchestrator.sources import tar_shelf
 from caption_flow.orchestrator.sources.base import (
+    Changed,
     Finding,
     Item,
     Listed,
+    PassedOver,
     RunFolder,
+    ShardError,
     SourceError,
     Vanished,
 )
@@ -126,7 +129,7 @@ async def test_samples_are_what_follows_each_other_with_one_key(tmp_path: Path) 
 
 async def test_other_members_are_columns_where_prompts_name_them(tmp_path: Path) -> None:
     write_shards(tmp_path / "set", shards=1, samples=3)
-    opened = Opened(tmp_path / "set", tmp_path / "run", columns=("txt", "title", "nowhere"))
+    opened = Opened(tmp_path / "set", tmp_path / "run", columns=("txt", "title"))
     items = await opened.items()
     assert [item.columns for item in items] == [
         {"txt": f"text {number}", "title": f"title {number}"} for number in range(3)
@@ -137,14 +140,15 @@ async def test_nothing_else_is_read_where_no_prompt_names_a_column(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_shards(tmp_path / "set", shards=1, samples=3)
-    monkeypatch.setattr("caption_flow.orchestrator.sources.tars.read_member", None)
+    monkeypatch.setattr("caption_flow.orchestrator.sources.tar_columns.read_member", None)
     assert not any(item.columns for item in await Opened(tmp_path / "set", tmp_path).items())
 
 
 async def test_a_broken_json_takes_only_its_column_away(tmp_path: Path) -> None:
-    write_tar(tmp_path / "x.tar", [("1.jpg", b"1"), ("1.json", b"{oops"), ("1.cls", b"7\n")])
+    broken = [("1.jpg", b"1"), ("1.json", b"{oops"), ("1.cls", b"7\n")]
+    write_tar(tmp_path / "x.tar", [*broken, ("2.jpg", b"2"), ("2.json", b'{"title": "t"}')])
     opened = Opened(tmp_path / "x.tar", tmp_path / "run", columns=("cls", "title"))
-    (item,) = await opened.items()
+    item, _ = await opened.items()
     assert item.columns == {"cls": "7"}
     assert read(item) == b"1"
 
@@ -278,16 +282,52 @@ async def test_of_a_tar_cut_short_the_rest_is_captioned(tmp_path: Path) -> None:
     third = (await opened.items())[2].place
     assert isinstance(third, FilePlace)
     os.truncate(tar, third.offset + 50)
-    items = await Opened(tmp_path / "set", tmp_path / "run").items()
-    assert [item.place is None for item in items] == [False, False, True] + [False] * 4
-    assert "ends within 000002.bmp" in items[2].reason
+    again = Opened(tmp_path / "set", tmp_path / "run")
+    for _ in range(2):  # and the next run, which does not read it, says so, too
+        items = await again.items()
+        assert [item.place is None for item in items] == [False, False, True] + [False] * 4
+        assert "ends within 000002.bmp" in items[2].reason
+        (told,) = [found for found in again.findings if isinstance(found, PassedOver)]
+        assert told.shard == "shard-000000.tar"
+        assert told.partly
+        assert "cut short" in told.reason
+
+
+async def test_a_tar_cut_short_that_is_whole_again_is_done_to_its_end(tmp_path: Path) -> None:
+    written = write_shards(tmp_path / "set", shards=1, samples=4)
+    tar = tmp_path / "set" / "shard-000000.tar"
+    whole = tar.read_bytes()
+    third = (await Opened(tar, tmp_path / "whole").items())[2].place
+    assert isinstance(third, FilePlace)
+    tar.write_bytes(whole[: third.offset + 50])
+    opened = Opened(tar, tmp_path / "run")
+    assert len(await opened.items()) == 3
+    tar.write_bytes(whole)
+    assert by_path(await opened.items()) == written
+    assert Changed("shard-000000.tar", frozenset({2})) in opened.findings
+    assert not [found for found in opened.findings if isinstance(found, PassedOver)]
+    # What is longer and begins otherwise is another tar.
+    tar.write_bytes(whole[: third.offset + 50])
+    again = Opened(tar, tmp_path / "run 2")
+    await again.items()
+    write_tar(tar, [(f"{number}.jpg", b"other") for number in range(9)])
+    with pytest.raises(SourceError, match=r"shard-000000\.tar has changed"):
+        await again.list_all()
 
 
 async def test_a_tar_that_is_none_is_passed_over(tmp_path: Path) -> None:
     written = write_shards(tmp_path / "set", shards=2, samples=4)
     (tmp_path / "set" / "shard-000000.tar").write_bytes(b"prose " * 1000)
-    items = await Opened(tmp_path / "set", tmp_path / "run").items()
-    assert by_path(items) == {name: data for name, data in written.items() if "000001" in name[:13]}
+    opened = Opened(tmp_path / "set", tmp_path / "run")
+    assert by_path(await opened.items()) == {
+        name: data for name, data in written.items() if "000001" in name[:13]
+    }
+    (told,) = [found for found in opened.findings if isinstance(found, PassedOver)]
+    assert told.shard == "shard-000000.tar"
+    assert "is no tar" in told.reason
+    # Mended, it is taken up by the next run.
+    write_shards(tmp_path / "set", shards=1, samples=4)
+    assert by_path(await opened.items()) == written
 
 
 async def test_a_tar_that_changed_is_refused_by_name(tmp_path: Path) -> None:
@@ -353,9 +393,14 @@ async def test_a_missing_or_forbidden_tar_is_passed_over(tmp_path: Path) -> None
         opened = Opened(f"{server.url}/shard-{{000000..000003}}.tar", tmp_path / "run")
         await opened.list_all()
         assert sorted(opened.shards) == ["shard-000001.tar", "shard-000003.tar"]
+        passed_over = [found for found in opened.findings if isinstance(found, PassedOver)]
+        assert [found.shard for found in passed_over] == ["shard-000000.tar", "shard-000002.tar"]
+        assert all("there is no http" in found.reason for found in passed_over)
         check = asyncio.to_thread(TarSource.check, opened.dataset)
+        await check
+        gone = DatasetConfig(type="webdataset", dataset_path=f"{server.url}/shard-{{5..9}}.tar")
         with pytest.raises(SourceError, match=r"first tar cannot be read: there is no http"):
-            await check
+            await asyncio.to_thread(TarSource.check, gone)
         server.always = "403"
         one = DatasetConfig(type="webdataset", dataset_path=f"{server.url}/shard-000001.tar")
         with pytest.raises(SourceError, match="may not be read"):
@@ -371,6 +416,56 @@ async def test_a_remote_tar_that_changed_is_refused_by_name(tmp_path: Path) -> N
         server.files["/shard-000001.tar"] = (tmp_path / "other.tar").read_bytes()
         with pytest.raises(SourceError, match=r"shard-000001\.tar has changed"):
             await opened.list_all()
+
+
+async def test_columns_of_a_tar_that_changed_or_went_are_no_empty_columns(tmp_path: Path) -> None:
+    write_shards(tmp_path / "set", shards=3, samples=4)
+    opened = Opened(tmp_path / "set", tmp_path / "run", columns=("title",))
+    source = await opened.list_all()
+    write_tar(tmp_path / "set/shard-000001.tar", [("other.jpg", b"other")] * 40)
+    (tmp_path / "set/shard-000002.tar").unlink()
+    assert len(await asyncio.to_thread(source.describe, "shard-000000.tar", range(4))) == 4
+    for shard, why in (("shard-000001.tar", "has changed"), ("shard-000002.tar", "No such file")):
+        with pytest.raises(ShardError, match=why) as told:
+            await asyncio.to_thread(source.describe, shard, [0, 1])
+        assert not told.value.is_passing
+        assert next(item.key for item in told.value.items) in {
+            "shard-000001.tar/000004",
+            "shard-000002.tar/000008",
+        }
+        assert {item.kind for item in told.value.items} == {"shard_unreadable"}
+    source.close()
+
+
+async def test_a_known_tar_that_is_refused_now_is_told_of_and_ends_nothing(tmp_path: Path) -> None:
+    write_shards(tmp_path / "set", shards=2, samples=4)
+    async with object_server(contents(tmp_path / "set", "/")) as server:
+        opened = Opened(f"{server.url}/shard-{{000000..000001}}.tar", tmp_path / "run")
+        await opened.list_all()
+        server.always = "403"
+        source = await opened.list_all()
+        told = [found for found in opened.findings if isinstance(found, PassedOver)]
+        assert [(one.shard, one.partly) for one in told] == [
+            ("shard-000000.tar", True),
+            ("shard-000001.tar", True),
+        ]
+        items = await asyncio.to_thread(source.describe, "shard-000000.tar", range(4))
+        assert all(isinstance(item.place, ObjectPlace) for item in items)
+        source.close()
+
+
+async def test_a_column_that_no_sample_has_is_refused_also_when_prompts_change(
+    tmp_path: Path,
+) -> None:
+    write_shards(tmp_path / "set", shards=2, samples=4)
+    opened = Opened(tmp_path / "set", tmp_path / "run", columns=("title",))
+    await opened.items()
+    for _ in range(2):
+        opened.columns = ("titel", "txt")
+        with pytest.raises(SourceError, match=r"\{column:titel\}.* did you mean 'title'\?"):
+            await opened.list_all()
+    opened.columns = ("number", "txt")
+    assert (await opened.items())[5].columns == {"txt": "text 5", "number": 5}
 
 
 async def test_members_that_are_large_are_skipped(

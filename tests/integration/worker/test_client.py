@@ -259,6 +259,17 @@ async def test_bytes_nobody_has_are_a_failed_row_with_the_orchestrators_reason()
     assert rows[1]["error_kind"] == "image_unrecognised"
 
 
+async def test_a_kind_that_comes_with_the_reason_is_the_rows_own() -> None:
+    async with scripted_orchestrator() as orchestrator, worker(orchestrator, answering()):
+        peer = await orchestrator.joined()
+        await peer.expect(Want)
+        await peer.grant(1, [0])
+        await peer.serve_images({0: "nobody answers there"}, until=1, kind="link_gone")
+        rows = await peer.rows(1)
+
+    assert (rows[0]["error_kind"], rows[0]["error"]) == ("link_gone", "nobody answers there")
+
+
 async def test_fetches_in_flight_are_bounded() -> None:
     async with (
         scripted_orchestrator() as orchestrator,

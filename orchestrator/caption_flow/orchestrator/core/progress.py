@@ -30,6 +30,9 @@ class Progress:
     """Items that were terminal before this orchestrator started."""
     unserved: Mapping[str, int] = field(default_factory=dict)
     """Items that wait for a stage which no connected worker runs, by the stage's name."""
+    passed_over: Mapping[str, str] = field(default_factory=dict)
+    """Shards of which not all could be read, with the reason; their items are not in ``total``, or
+    have failed."""
 
     @property
     def failed(self) -> int:

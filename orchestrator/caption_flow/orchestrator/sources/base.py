@@ -6,12 +6,16 @@ from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Final, Self
 
 from caption_flow.config.dataset import DatasetConfig
+from caption_flow.places.base import MISSING
 from caption_flow.protocol.places import Place
 from caption_flow.storage.opening import KnownShard
 from caption_flow.storage.writer import Write
+
+UNREADABLE: Final = "shard_unreadable"
+"""The ``error_kind`` of items whose shard was listed, and could no longer be read."""
 
 
 class SourceError(Exception):
@@ -47,7 +51,19 @@ class Vanished:
     examples: tuple[str, ...]
 
 
-Finding = Listed | Changed | Vanished
+@dataclass(frozen=True, slots=True)
+class PassedOver:
+    """A shard cannot be read, or ``partly``, its rest. ``reason`` is half a sentence.
+
+    The run goes on without it, says so at its end, and the next one tries it again.
+    """
+
+    shard: str
+    reason: str
+    partly: bool = False
+
+
+Finding = Listed | Changed | Vanished | PassedOver
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +72,8 @@ class Item:
 
     ``key`` is its stable identity in the dataset, ``path`` its file within it, as bytes; an item
     without a key goes by its path. ``place`` is None if only the source's machine could read it
-    and cannot; ``reason`` says why. ``columns`` are values of the dataset's own columns.
+    and cannot; ``reason`` says why, and ``kind`` is the ``error_kind`` of its row. ``columns`` are
+    values of the dataset's own columns.
     """
 
     index: int
@@ -66,6 +83,22 @@ class Item:
     url: str | None = None
     columns: Mapping[str, Any] | None = None
     reason: str = ""
+    kind: str = MISSING
+
+
+class ShardError(Exception):
+    """A shard cannot be read, its own fault; half a sentence that says why.
+
+    ``is_passing`` if it may well be read later. ``items`` are those that were asked for, with what
+    is known of them nevertheless, and without places.
+    """
+
+    def __init__(
+        self, reason: str, *, is_passing: bool = False, items: Sequence[Item] = ()
+    ) -> None:
+        super().__init__(reason)
+        self.is_passing = is_passing
+        self.items = items
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +164,8 @@ class Source(ABC):
     def describe(self, shard: str, items: Sequence[int]) -> Sequence[Item]:
         """Say what is known of some items, in ascending order; blocking, in any thread.
 
-        Raises `SourceError`: then these items are not handed out, and the run ends with it.
+        Raises `ShardError`: these items wait a while if it is passing, and fail otherwise, while
+        everything else goes on. Raises `SourceError`: the run ends with it.
         """
 
     def close(self) -> None:  # noqa: B027  -- most have nothing to free

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -13,6 +12,7 @@ import yaml
 
 from caption_flow.config.dataset import DatasetConfig
 from caption_flow.orchestrator.sources.base import SourceError
+from caption_flow.orchestrator.sources.hub_access import clearly, repository_at
 from caption_flow.orchestrator.sources.hub_layout import choose, choose_converted, parquet_files
 from caption_flow.places.parquet import ParquetPlace
 from caption_flow.protocol.places import FilePlace, ObjectPlace
@@ -109,12 +109,8 @@ def _configs(card: Any) -> list[Mapping[str, Any]]:
 
 
 def _on_hub(dataset: DatasetConfig, commit: str | None) -> Shards:
-    from huggingface_hub import HfApi  # noqa: PLC0415  -- half a second that folders need not wait
-
-    api = HfApi()
     repository = dataset.dataset_path
-    with _clearly(dataset):
-        found = api.dataset_info(repository, revision=commit or dataset.revision)
+    found = repository_at(repository, dataset.revision, began_with=commit)
     names = [sibling.rfilename for sibling in found.siblings or []]
     if commit is not None and _is_converted(names):
         chosen = choose_converted(names, dataset.dataset_config, dataset.split)
@@ -122,13 +118,12 @@ def _on_hub(dataset: DatasetConfig, commit: str | None) -> Shards:
         card = _configs(_plain(found.card_data))
         chosen = choose(names, card, dataset.dataset_config, dataset.split)
     else:
-        found = _converted(api, dataset, names)
+        found = _converted(dataset, names)
         names = [sibling.rfilename for sibling in found.siblings or []]
         chosen = choose_converted(names, dataset.dataset_config, dataset.split)
     sizes: dict[str, int] = {}
     for first in range(0, len(chosen), _PATHS_AT_ONCE):
-        with _clearly(dataset):
-            sizes |= _sizes(api, repository, str(found.sha), chosen[first : first + _PATHS_AT_ONCE])
+        sizes |= _sizes(repository, str(found.sha), chosen[first : first + _PATHS_AT_ONCE])
     return Shards(
         {
             name: ObjectPlace(
@@ -144,8 +139,11 @@ def _plain(card: Any) -> Any:
     return None if card is None else card.to_dict()
 
 
-def _sizes(api: Any, repository: str, commit: str, names: list[str]) -> dict[str, int]:
-    infos = api.get_paths_info(repository, names, revision=commit, repo_type="dataset")
+def _sizes(repository: str, commit: str, names: list[str]) -> dict[str, int]:
+    from huggingface_hub import HfApi  # noqa: PLC0415  -- half a second that folders need not wait
+
+    with clearly(repository, commit):
+        infos: Any = HfApi().get_paths_info(repository, names, revision=commit, repo_type="dataset")
     return {info.path: info.size for info in infos}
 
 
@@ -158,9 +156,10 @@ def _is_converted(names: Sequence[str]) -> bool:
     )
 
 
-def _converted(api: Any, dataset: DatasetConfig, names: Sequence[str]) -> Any:
+def _converted(dataset: DatasetConfig, names: Sequence[str]) -> Any:
     """Return the converted branch, or say what to do without one."""
-    from huggingface_hub.errors import RevisionNotFoundError  # noqa: PLC0415  -- see above
+    from huggingface_hub import HfApi  # noqa: PLC0415  -- see above
+    from huggingface_hub.errors import RevisionNotFoundError  # noqa: PLC0415
 
     what = f"{dataset.dataset_path} holds no Parquet files"
     if any(name.endswith(_TARS) for name in names):
@@ -172,44 +171,7 @@ def _converted(api: Any, dataset: DatasetConfig, names: Sequence[str]) -> Any:
     if dataset.revision is not None:
         raise SourceError(f"{what} at revision {dataset.revision}: {how}, and leave revision out")
     try:
-        with _clearly(dataset, unless=RevisionNotFoundError):
-            return api.dataset_info(dataset.dataset_path, revision=_CONVERTED)
+        with clearly(dataset.dataset_path, unless=RevisionNotFoundError):
+            return HfApi().dataset_info(dataset.dataset_path, revision=_CONVERTED)
     except RevisionNotFoundError as error:
         raise SourceError(f"{what}, and the hub has not converted it: {how}") from error
-
-
-@contextmanager
-def _clearly(dataset: DatasetConfig, unless: type[Exception] | tuple[()] = ()) -> Iterator[None]:
-    """Turn what the hub's library raises into a sentence for the dataset's owner."""
-    from huggingface_hub import errors, get_token  # noqa: PLC0415  -- see above
-
-    name = dataset.dataset_path
-    try:
-        yield
-    except unless:
-        raise
-    except errors.GatedRepoError as error:
-        raise SourceError(
-            f"{name} is gated: accept its conditions on its page of the hub, and "
-            "set HF_TOKEN to a token of the account that did"
-        ) from error
-    except errors.RepositoryNotFoundError as error:
-        why = "it is private: set HF_TOKEN"
-        if get_token() is not None:
-            why = "the token given here (HF_TOKEN) may not see it"
-        raise SourceError(f"the hub has no dataset {name}, or {why}") from error
-    except errors.RevisionNotFoundError as error:
-        raise SourceError(
-            f"{name} has no revision {dataset.revision!r}: "
-            "dataset.revision is a commit, branch or tag"
-        ) from error
-    except errors.HFValidationError as error:
-        raise SourceError(
-            f"{name!r} is neither a folder nor a hub id (org/name): dataset.dataset_path"
-        ) from error
-    except Exception as error:  # each version of the library has its transport's own exceptions
-        status = getattr(getattr(error, "response", None), "status_code", None)
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
-        if status in {401, 403}:
-            reason = "the hub refuses the token given here (HF_TOKEN)"
-        raise SourceError(f"{name} cannot be read from the hub: {reason}") from error

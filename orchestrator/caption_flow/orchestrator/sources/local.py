@@ -24,9 +24,15 @@ from caption_flow.orchestrator.sources.base import (
     SourceError,
     Vanished,
 )
-from caption_flow.orchestrator.sources.metadata import MetadataIndex
+from caption_flow.orchestrator.sources.local_columns import (
+    check_columns,
+    refuse_missing,
+    sidecars_for,
+    take,
+)
+from caption_flow.orchestrator.sources.metadata import was_made_for
 from caption_flow.orchestrator.sources.scan import FoundFile, ScanOptions, holds_image, scan
-from caption_flow.orchestrator.sources.sidecars import TEXT_COLUMN, Sidecars
+from caption_flow.orchestrator.sources.sidecars import Sidecars
 from caption_flow.protocol.identity import content_hash
 from caption_flow.protocol.places import FilePlace
 from caption_flow.storage.catalog import Catalog
@@ -41,7 +47,6 @@ SHARD: Final = "default"
 _FIRST_BATCH: Final = 64
 _BATCH: Final = 2000
 _EXAMPLES: Final = 5
-_NAMES_TOLD: Final = 20
 _SAMPLED: Final = 64
 
 
@@ -63,15 +68,20 @@ class LocalSource(Source):
     def open(cls, dataset: DatasetConfig, folder: RunFolder) -> Self:
         """See the port."""
         known = folder.shards.get(SHARD)
+        root, options = Path(dataset.dataset_path), scan_options(dataset)
+        if known is not None and known.count and not was_made_for(folder.data_dir, folder.columns):
+            # Prompts have changed. What is listed is handed out at once, so that it is looked at
+            # now; a new run's `listing` does it on the way.
+            check_columns(root, options, folder.columns)
         return cls(
-            Path(dataset.dataset_path),
-            scan_options(dataset),
+            root,
+            options,
             Catalog(folder.data_dir),
             folder.write,
             listed=0 if known is None else known.count,
             limit=folder.limit,
             skip=folder.skip,
-            sidecars=_sidecars(dataset, folder),
+            sidecars=sidecars_for(root, folder.columns, folder.data_dir),
             data_dir=folder.data_dir,
         )
 
@@ -122,9 +132,9 @@ class LocalSource(Source):
         is_new = not self._listed
         yield Listed(SHARD, self._listed)
         while self._limit is None or self._listed < self._limit:
-            found = await asyncio.to_thread(self._take, files, size)
-            if is_new and size == _FIRST_BATCH:
-                await asyncio.to_thread(self._check_columns, found, files)
+            found = await asyncio.to_thread(take, files, size, self._sidecars)
+            if is_new and size == _FIRST_BATCH and self._sidecars is not None:
+                await asyncio.to_thread(refuse_missing, self._sidecars, found, files, self._skip)
             if not found:
                 await asyncio.to_thread(self._look_for_metadata_without_image)
                 yield await asyncio.to_thread(self._vanished, seen)
@@ -162,43 +172,6 @@ class LocalSource(Source):
             return entry
         columns = sidecars.columns_of(entry.path, entry.columns, is_ours)
         return replace(entry, columns=columns)
-
-    def _take(self, files: Iterator[FoundFile], count: int) -> list[FoundFile]:
-        """Take the next files, knowing the metadata of their folders; blocking."""
-        found = list(islice(files, count))
-        if self._sidecars is not None:
-            for file in found:
-                self._sidecars.metadata.enter(file.path)
-        return found
-
-    def _check_columns(self, found: list[FoundFile], files: Iterator[FoundFile]) -> None:
-        """Raise `SourceError` if none of the first images has a column; ``found`` may grow."""
-        if self._sidecars is None:
-            return
-        missing, there = self._sidecars.missing(self._unskipped(found))
-        if missing:  # the first folder may be an exception
-            found += self._take(files, _BATCH)
-            missing, there = self._sidecars.missing(self._unskipped(found))
-        if found and missing:
-            raise SourceError(self._about_missing(missing, there, len(found)))
-
-    def _unskipped(self, found: Sequence[FoundFile]) -> Iterator[bytes]:
-        for file in found:
-            if self._skip is None or not self._skip(file.path):
-                yield file.path
-
-    def _about_missing(self, missing: set[str], there: set[str], looked_at: int) -> str:
-        names = " and ".join(f"{{column:{name}}}" for name in sorted(missing))
-        known = ", ".join(sorted(there)[:_NAMES_TOLD]) or "none"
-        sentence = (
-            f"prompts ask for {names}, and none of the first {looked_at} images has that: columns "
-            "come from x.json or x.txt (column text) beside x.jpg, and from metadata.csv, .jsonl "
-            f"or .parquet with a column file_name; found: {known}"
-        )
-        if TEXT_COLUMN in missing and self._skip is not None:
-            sentence += "; images with a .txt are left out unless --existing is overwrite or append"
-        problems = [] if self._sidecars is None else self._sidecars.metadata.problems
-        return "; ".join([sentence, *problems[:_EXAMPLES]])
 
     def _look_for_metadata_without_image(self) -> None:
         """Log how many of the images that metadata names are not in the run; blocking."""
@@ -278,13 +251,6 @@ class _News:
     fresh: list[CatalogEntry] = field(default_factory=list)
     touched: list[CatalogEntry] = field(default_factory=list)
     changed: frozenset[int] = frozenset()
-
-
-def _sidecars(dataset: DatasetConfig, folder: RunFolder) -> Sidecars | None:
-    if not folder.columns:
-        return None
-    root = os.fsencode(Path(dataset.dataset_path).absolute())
-    return Sidecars(root, folder.columns, MetadataIndex(folder.data_dir, root, folder.columns))
 
 
 def scan_options(dataset: DatasetConfig) -> ScanOptions:

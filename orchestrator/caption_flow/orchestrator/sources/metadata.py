@@ -164,6 +164,21 @@ class MetadataIndex:
         )
 
 
+def was_made_for(data_dir: Path, names: Sequence[str]) -> bool:
+    """Say whether a run's index is there and for these columns; none is needed for none."""
+    path = data_dir / INDEX_FILE
+    if not names:
+        return True
+    if not path.exists():
+        return False
+    try:
+        with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as index:
+            found: list[Any] = index.execute("SELECT names FROM names").fetchall()
+    except sqlite3.DatabaseError:
+        return False
+    return found == [(json.dumps(sorted(names)),)]
+
+
 def _open_index(path: Path, names: Sequence[str]) -> sqlite3.Connection:
     """Open the index, empty if it was made for other columns or is damaged."""
     wanted = json.dumps(sorted(names))

@@ -10,15 +10,19 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Final
+from urllib.parse import unquote
 
 from caption_flow.config.dataset import DatasetConfig
 from caption_flow.orchestrator.sources.base import SourceError
+from caption_flow.orchestrator.sources.hub_access import repository_at
 from caption_flow.places.objects import OBJECTS, ObjectError
 from caption_flow.storage.schema import readable_path
 
 _BRACES: Final = re.compile(r"\{([^{}]*)\}")
 _RANGE: Final = re.compile(r"(\d+)\.\.(\d+)")
 _PACKED: Final = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
+_ON_HUB: Final = re.compile(r"hf://datasets/([^/@{*\[]+/[^/@{*\[]+)(?:@([^/{*\[]+))?(|/.*)")
+_COMMIT: Final = re.compile(r"[0-9a-f]{40}")
 _HUB_ID: Final = re.compile(r"[\w.-]+/[\w.-]+")
 _MOST: Final = 1_000_000
 """Names that one pattern may stand for; more is a slip of the keyboard."""
@@ -86,13 +90,27 @@ def _completed(location: str, dataset: DatasetConfig) -> str:
     if not location:
         raise SourceError("dataset_path names no tar")
     if is_url(location):
-        return location
+        return _pinned(location, dataset)
     path = Path(location).expanduser()
     if not path.exists() and _HUB_ID.fullmatch(location) and not path.parent.exists():
-        revision = "" if dataset.revision is None else f"@{dataset.revision}"
-        return f"hf://datasets/{location}{revision}"
+        return _pinned(f"hf://datasets/{location}", dataset)
     absolute = os.path.normpath(path.absolute())
     return absolute + "/" if path.is_dir() else absolute
+
+
+def _pinned(url: str, dataset: DatasetConfig) -> str:
+    """Return a URL of the hub at the commit there is now: what is uploaded later is another one.
+
+    Raises `SourceError` for a repository that may not be read.
+    """
+    found = _ON_HUB.fullmatch(url)
+    if found is None:
+        return url
+    name, given, rest = found.groups()
+    revision = dataset.revision if given is None else unquote(given)
+    if revision is not None and _COMMIT.fullmatch(revision):
+        return f"hf://datasets/{name}@{revision}{rest}"
+    return f"hf://datasets/{name}@{repository_at(name, revision).sha}{rest}"
 
 
 def _fixed_part(location: str) -> str:

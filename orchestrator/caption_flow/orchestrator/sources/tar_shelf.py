@@ -119,11 +119,14 @@ class Shelf:
         return found
 
 
-def read_member(tar: Tar, member: Member) -> bytes:
-    """Return a member's bytes. Raises `ObjectError` or `OSError`."""
+def read_member(tar: Tar, facts: TarFacts, member: Member) -> bytes:
+    """Return a member's bytes. Raises `ObjectError`, also if the tar has changed, or `OSError`."""
     if tar.is_remote:
-        return OBJECTS.read(tar.location, member.offset, member.length)
+        return OBJECTS.read(tar.location, member.offset, member.length, size=facts.size)
     with Path(tar.location).open("rb") as file:
+        found = os.fstat(file.fileno())
+        if facts != TarFacts(found.st_size, str(found.st_mtime_ns)):
+            raise ObjectError("changed", "it has changed since it was listed")
         return os.pread(file.fileno(), member.length, member.offset)
 
 

@@ -10,6 +10,7 @@ import asyncio
 import os
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -18,17 +19,23 @@ import structlog
 
 from caption_flow.config.dataset import DatasetConfig
 from caption_flow.orchestrator.sources.base import (
+    UNREADABLE,
+    Changed,
     Finding,
     Item,
     Listed,
+    PassedOver,
     RunFolder,
+    ShardError,
     Source,
     SourceError,
     Vanished,
 )
+from caption_flow.orchestrator.sources.tar_columns import all_columns, columns_of, said
 from caption_flow.orchestrator.sources.tar_files import Tar, TarFacts, facts_of, find_tars
 from caption_flow.orchestrator.sources.tar_index import Index, Member, Sample, TarError
-from caption_flow.orchestrator.sources.tar_shelf import Shelf, read_member
+from caption_flow.orchestrator.sources.tar_shelf import Shelf
+from caption_flow.orchestrator.sources.wanted import asked_for, suggested
 from caption_flow.places.objects import ObjectError
 from caption_flow.protocol.places import FilePlace, ObjectPlace
 from caption_flow.storage.opening import KnownShard, look
@@ -38,8 +45,11 @@ log = structlog.get_logger()
 _AHEAD: Final = 4
 """Tars that are indexed at the same time, ahead of what is listed."""
 _READERS: Final = 16
-_LARGEST_TEXT: Final = 2**20
 _EXAMPLES: Final = 5
+_TRIED: Final = 3
+"""So many of the first tars may be unreadable before that counts as a mistake in the settings."""
+_SAMPLES_FOR_COLUMNS: Final = 64
+"""So many of the first samples may lack a column that prompts name before it counts as one."""
 
 
 class _Facts(msgspec.Struct, frozen=True):
@@ -49,6 +59,10 @@ class _Facts(msgspec.Struct, frozen=True):
     version: str
     count: int
     digest: str
+    trouble: str = ""
+    """What of it cannot be read."""
+    prompted: tuple[str, ...] = ()
+    """Columns that prompts named and that its samples were found to have."""
 
     @property
     def tar(self) -> TarFacts:
@@ -60,12 +74,16 @@ class TarSource(Source):
 
     @classmethod
     def check(cls, dataset: DatasetConfig) -> None:
-        """See the port: there are tars, and the first can be read."""
-        tars = find_tars(dataset)
-        try:
-            facts_of(tars[0])
-        except (ObjectError, OSError) as error:
-            raise SourceError(f"the dataset's first tar cannot be read: {_said(error)}") from error
+        """See the port: there are tars, and one of the first is within reach."""
+        troubles = []
+        for tar in find_tars(dataset)[:_TRIED]:
+            try:
+                facts_of(tar)
+            except (ObjectError, OSError) as error:
+                troubles.append(said(error))
+            else:
+                return
+        raise SourceError(f"the dataset's first tar cannot be read: {troubles[0]}")
 
     @classmethod
     def open(cls, dataset: DatasetConfig, folder: RunFolder) -> Self:
@@ -73,6 +91,8 @@ class TarSource(Source):
         source = cls(find_tars(dataset), Shelf(folder.data_dir, dataset.metadata_path), folder)
         try:
             source._check_known()
+            if source._columns:
+                source._check_columns()
         except BaseException:
             source.close()
             raise
@@ -96,13 +116,19 @@ class TarSource(Source):
         self._pool = ThreadPoolExecutor(_READERS, thread_name_prefix="tars")
         self._facts = {name: _remembered(shard) for name, shard in folder.shards.items()}
         self._gone: set[str] = set(self._facts) - set(self._tars)
+        self._mended: dict[str, frozenset[int]] = {}
+        """Tars that were cut short and are longer now, with the item they were cut in."""
+        self._seen_in: dict[str, tuple[str, ...]] = {}
+        """The tar in which all columns that prompts name were seen, and those columns."""
+        self._out_of_reach: dict[str, str] = {}
+        """Tars that were listed before and cannot be looked at now, with the reason."""
 
     # ------------------------------------------------------------------ listing
 
     async def listing(self) -> AsyncIterator[Finding]:
         """Tell of known tars first, then index the others, a few at a time."""
-        for name, facts in self._facts.copy().items():
-            yield Listed(name, facts.count, msgspec.json.encode(facts).decode())
+        for finding in self._known_tars():
+            yield finding
         for name in sorted(self._gone):
             yield await asyncio.to_thread(self._vanished, name)
         fresh = [tar for tar in self._tars.values() if tar.name not in self._facts]
@@ -118,11 +144,11 @@ class TarSource(Source):
                     ahead.append(loop.run_in_executor(self._pool, self._index, following))
                 if isinstance(found, _Facts):
                     self._facts[tar.name] = found
-                    text = msgspec.json.encode(found).decode()
-                    yield Listed(tar.name, found.count, text)
+                    for finding in _found(tar.name, found, found.trouble):
+                        yield finding
                 else:
                     unread += 1
-                    log.error("a tar is passed over", tar=tar.name, reason=found)
+                    yield PassedOver(tar.name, found)
         finally:
             for future in ahead:
                 future.cancel()
@@ -132,6 +158,13 @@ class TarSource(Source):
                 + (f" ({unread} could not be read, see above)" if unread else "")
             )
 
+    def _known_tars(self) -> Iterator[Finding]:
+        for name, facts in self._facts.copy().items():
+            trouble = "" if name in self._gone else facts.trouble
+            yield from _found(name, facts, self._out_of_reach.get(name, trouble))
+            if name in self._mended:
+                yield Changed(name, self._mended[name])
+
     def _index(self, tar: Tar) -> _Facts | str:
         """Index a tar; say why where that is impossible. Blocking."""
         try:
@@ -140,9 +173,58 @@ class TarSource(Source):
         except TarError as error:
             return f"it {error}"
         except (ObjectError, OSError) as error:
-            return _said(error)
+            return said(error)
         _tell_of(tar, index)
-        return _Facts(facts.size, facts.version, len(index.samples), index.digest)
+        return _Facts(
+            facts.size,
+            facts.version,
+            len(index.samples),
+            index.digest,
+            index.trouble,
+            self._seen_in.get(tar.name, ()),
+        )
+
+    def _check_columns(self) -> None:
+        """Refuse columns that no sample of the first readable tar has; blocking.
+
+        Without one that can be read, `listing` says what is wrong with each.
+        """
+        if any(self._columns.issubset(facts.prompted) for facts in self._facts.values()):
+            return
+        for tar in list(self._tars.values())[:_TRIED]:
+            try:
+                samples, there = self._first_columns(tar)
+            except (TarError, ShardError, ObjectError, OSError):
+                continue
+            if there >= self._columns:
+                self._remember_columns(tar.name)
+                return
+            if samples:
+                raise SourceError(self._about_missing(there, tar.name, samples))
+
+    def _first_columns(self, tar: Tar) -> tuple[int, set[str]]:
+        """Return how many of a tar's first samples were looked at, and the columns they have."""
+        facts = facts_of(tar)
+        samples = self._shelf.index(tar, facts).samples[:_SAMPLES_FOR_COLUMNS]
+        there: set[str] = set()
+        for found in self._pool.map(partial(all_columns, tar, facts), samples):
+            there |= found
+            if there >= self._columns:
+                break
+        return len(samples), there
+
+    def _remember_columns(self, name: str) -> None:
+        seen = self._seen_in[name] = tuple(sorted(self._columns))
+        if name in self._facts:
+            self._facts[name] = msgspec.structs.replace(self._facts[name], prompted=seen)
+
+    def _about_missing(self, there: set[str], tar: str, looked_at: int) -> str:
+        missing = self._columns - there
+        return (
+            f"prompts ask for {asked_for(missing)}, and none of the first {looked_at} samples of "
+            f"{tar} has that: columns are the keys of a sample's .json, and txt and cls"
+            f"{suggested(missing, there)}"
+        )
 
     def _check_known(self) -> None:
         """Refuse tars that were written again; learn which are gone. Blocking."""
@@ -166,9 +248,21 @@ class TarSource(Source):
         except ObjectError as error:
             if error.kind == "missing":
                 return None
-            raise SourceError(f"the tar {tar.name} cannot be read: {error}") from error
+            # Whoever reads an image of it may have more luck, and takes no other version for it.
+            self._out_of_reach[tar.name] = said(error)
+            return known
         except (TarError, OSError) as error:
-            raise SourceError(f"the tar {tar.name} cannot be read: {_said(error)}") from error
+            raise SourceError(f"the tar {tar.name} cannot be read: {said(error)}") from error
+        if index.digest != known.digest and self._is_mended(tar.name, known, index):
+            self._mended[tar.name] = frozenset(range(max(0, known.count - 1), known.count))
+            return msgspec.structs.replace(
+                known,
+                size=now.size,
+                version=now.version,
+                count=len(index.samples),
+                digest=index.digest,
+                trouble=index.trouble,
+            )
         if index.digest != known.digest:
             raise SourceError(
                 f"the tar {tar.name} has changed since it was listed ({known.size} bytes then, "
@@ -176,7 +270,23 @@ class TarSource(Source):
                 "back, give the new one another name, or caption into a new folder "
                 "(--data-dir DIR, storage.data_dir)"
             )
-        return _Facts(now.size, now.version, known.count, known.digest)
+        return msgspec.structs.replace(
+            known, size=now.size, version=now.version, trouble=index.trouble
+        )
+
+    def _is_mended(self, name: str, known: _Facts, index: Index) -> bool:
+        """Say whether a tar that was cut short is the same, and longer now; blocking."""
+        before = self._shelf.kept(name, known.tar)
+        if not known.trouble or before is None:
+            return False
+        whole = before.samples[:-1]  # the last one may have lacked members
+        return (
+            len(index.samples) >= len(before.samples)
+            and index.samples[: len(whole)] == whole
+            and all(
+                old.key == new.key for old, new in zip(before.samples, index.samples, strict=False)
+            )
+        )
 
     def _vanished(self, name: str) -> Vanished:
         facts = self._facts[name]
@@ -196,9 +306,17 @@ class TarSource(Source):
         if index is None:
             return tuple(Item(at, None, reason=f"the tar {shard} is gone") for at in items)
         samples = [(at, index.samples[at]) for at in items if at < len(index.samples)]
-        columns: Iterator[Mapping[str, Any] | None] = iter([None] * len(samples))
+        columns: Sequence[Mapping[str, Any] | None] = [None] * len(samples)
         if self._columns and tar is not None:
-            columns = self._pool.map(lambda one: self._columns_of(tar, one[1]), samples)
+            try:
+                columns = list(
+                    self._pool.map(
+                        lambda one: columns_of(tar, facts.tar, one[1], self._columns), samples
+                    )
+                )
+            except ShardError as error:
+                error.items = [_unreadable(at, shard, one, error) for at, one in samples]
+                raise
         return tuple(
             _item(at, shard, sample, tar, facts=facts, columns=values)
             for (at, sample), values in zip(samples, columns, strict=True)
@@ -211,47 +329,25 @@ class TarSource(Source):
                 return None
             return self._shelf.index(tar, facts.tar)
         except (TarError, ObjectError, OSError) as error:
-            log.warning("a tar can no longer be read", tar=tar.name, reason=_said(error))
+            log.warning("a tar can no longer be read", tar=tar.name, reason=said(error))
             return None
-
-    def _columns_of(self, tar: Tar, sample: Sample) -> dict[str, Any]:
-        """Return those of a sample's columns that prompts name and that can be read."""
-        found: dict[str, Any] = {}
-        json_last = sorted(sample.texts, key=lambda member: member.suffix == "json")
-        for member in json_last:
-            is_json = member.suffix.rpartition(".")[2] == "json"
-            if is_json and self._columns <= found.keys():
-                continue
-            if not is_json and member.suffix not in self._columns:
-                continue
-            try:
-                values = _values_of(member, read_member(tar, member), is_json=is_json)
-            except (ObjectError, OSError, ValueError) as error:
-                log.warning("a column cannot be read", file=member.name, reason=_said(error))
-                continue
-            for name, value in values.items():
-                if name in self._columns:
-                    found.setdefault(name, value)
-        return found
 
     def close(self) -> None:
         """See the port."""
         self._pool.shutdown(wait=False, cancel_futures=True)
 
 
+def _found(name: str, facts: _Facts, trouble: str) -> Iterator[Finding]:
+    yield Listed(name, facts.count, msgspec.json.encode(facts).decode())
+    if trouble:
+        yield PassedOver(name, trouble, partly=True)
+
+
 def _remembered(shard: KnownShard) -> _Facts:
     return msgspec.json.decode(shard.facts, type=_Facts)
 
 
-def _said(error: Exception) -> str:
-    if isinstance(error, OSError) and error.strerror:
-        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    return str(error)
-
-
 def _tell_of(tar: Tar, index: Index) -> None:
-    if index.trouble:
-        log.warning("a tar is not whole", tar=tar.name, trouble=index.trouble)
     without = sum(sample.image is None for sample in index.samples)
     if without:
         log.warning("samples have no image and will fail", tar=tar.name, samples=without)
@@ -286,15 +382,6 @@ def _place(tar: Tar, facts: _Facts, image: Member) -> FilePlace | ObjectPlace:
     return FilePlace(path, facts.size, int(facts.version), image.offset, image.length)
 
 
-def _values_of(member: Member, data: bytes, *, is_json: bool) -> dict[str, Any]:
-    """Return the columns in a member. Raises ValueError where it is not what its suffix says."""
-    if len(data) > _LARGEST_TEXT:
-        raise ValueError(f"it is larger than {_LARGEST_TEXT} bytes")
-    text = data.decode(errors="replace").strip()
-    if not is_json:
-        return {member.suffix: text}
-    try:
-        values = msgspec.json.decode(text)
-    except msgspec.DecodeError as error:
-        raise ValueError(f"it is no JSON: {error}") from error
-    return dict(values) if isinstance(values, dict) else {member.suffix: values}
+def _unreadable(at: int, shard: str, sample: Sample, error: ShardError) -> Item:
+    reason = f"the tar {shard} cannot be read: {error}"
+    return Item(at, None, f"{shard}/{sample.key}", reason=reason, kind=UNREADABLE)
