@@ -201,10 +201,13 @@ class LocalSource(Source):
         return "; ".join([sentence, *problems[:_EXAMPLES]])
 
     def _look_for_metadata_without_image(self) -> None:
-        """Log how many of the images that metadata names are not in the run; blocking."""
+        """Log how many of the images that metadata names are not in the run; blocking.
+
+        Once for each version of a metadata file: a run that goes on need not look again.
+        """
         if self._sidecars is None:
             return
-        paths = self._sidecars.metadata.paths()
+        paths = self._sidecars.metadata.unchecked()
         gone, examples = 0, list[str]()
         while batch := list(islice(paths, _BATCH)):
             known = self._catalog.find(SHARD, batch)
@@ -215,6 +218,7 @@ class LocalSource(Source):
             log.warning(
                 "metadata names files that are not among the images", files=gone, such_as=examples
             )
+        self._sidecars.metadata.checked()
 
     def _place_of(self, entry: CatalogEntry) -> FilePlace | None:
         if entry.path is None or entry.size is None or entry.mtime_ns is None:
