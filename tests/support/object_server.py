@@ -18,6 +18,10 @@ from moto.server import ThreadedMotoServer
 BAD_STATUS: Final = re.compile(r"\d{3}")
 
 
+def etag_of(data: bytes) -> str:
+    return f'"{md5(data, usedforsecurity=False).hexdigest()}"'
+
+
 class ObjectServer:
     """Serves ``files`` with ranges; ``faults`` are had in turn by the requests that come.
 
@@ -31,6 +35,7 @@ class ObjectServer:
         self.faults: deque[str] = deque()
         self.always = ""
         self.has_etags = True
+        self.has_weak_etags = False
         self.requests: Counter[str] = Counter()
         self.url = ""
         self._stopping = asyncio.Event()
@@ -45,10 +50,10 @@ class ObjectServer:
             return web.Response(status=404)
         if fault == "reset":
             return await self._reset(request)
-        etag = f'"{md5(data, usedforsecurity=False).hexdigest()}"'
+        etag = etag_of(data)
         headers = {"Accept-Ranges": "bytes"}
         if self.has_etags:
-            headers["ETag"] = etag
+            headers["ETag"] = f"W/{etag}" if self.has_weak_etags else etag
         asked = re.fullmatch(r"bytes=(\d+)-(\d+)", request.headers.get("Range", ""))
         if asked is None or fault == "whole":
             return await self._send(request, 200, headers, data, fault)

@@ -496,7 +496,9 @@ class Orchestrator:
                 reason = found[0].reason if found else ""
                 return Image(lease, item, error=reason or "the item is not in the dataset")
             payload = await self._places.read(found[0].place)
-        except (NotHereError, PlaceError, SourceError) as error:
+        except PlaceError as error:  # as the worker would say itself
+            return Image(lease, item, error=str(error), kind=error.kind)
+        except (NotHereError, SourceError) as error:
             return Image(lease, item, error=f"its bytes cannot be read: {error}")
         return Image(lease, item, payload)
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 import stat
+from typing import Final
 
-from caption_flow.places.base import NotHereError
+from caption_flow.places.base import CHANGED, NotHereError, PlaceError
 from caption_flow.protocol.places import FilePlace
+
+_CHANGED: Final = "the file has changed since it was listed"
 
 
 def read_file(place: FilePlace) -> bytes:
@@ -25,12 +28,14 @@ def read_own_file(place: FilePlace) -> bytes:
     now, if it was to be read as a whole.
 
     Raises:
-        NotHereError: the file is gone, may not be read, or is not what a part of it was listed for.
+        NotHereError: the file is gone, or may not be read.
+        PlaceError: it is no longer what a part of it was listed for.
     """
-    return _read(place, is_any_version=not place.offset and place.length is None)
+    is_any_version = not place.offset and place.length is None
+    return _read(place, is_any_version=is_any_version, is_lister=True)
 
 
-def _read(place: FilePlace, *, is_any_version: bool) -> bytes:
+def _read(place: FilePlace, *, is_any_version: bool, is_lister: bool = False) -> bytes:
     try:
         with open(place.path, "rb") as file:  # noqa: PTH123  -- a path of any bytes
             found = os.fstat(file.fileno())
@@ -39,7 +44,9 @@ def _read(place: FilePlace, *, is_any_version: bool) -> bytes:
             if is_any_version:
                 return file.read()
             if (found.st_size, found.st_mtime_ns) != (place.size, place.mtime_ns):
-                raise NotHereError("the file has changed since it was listed")
+                if is_lister:
+                    raise PlaceError(CHANGED, _CHANGED)
+                raise NotHereError(_CHANGED)
             length = place.size - place.offset if place.length is None else place.length
             file.seek(place.offset)
             data = file.read(length)

@@ -9,7 +9,7 @@ from typing import Final, assert_never
 from caption_flow.places.cells import CellReader
 from caption_flow.places.files import read_file, read_own_file
 from caption_flow.places.links import LinkReader
-from caption_flow.places.objects import read_object
+from caption_flow.places.objects import read_object, read_own_object
 from caption_flow.protocol.places import CellPlace, FilePlace, LinkPlace, ObjectPlace, Place
 
 _THREADS: Final = 16
@@ -23,6 +23,7 @@ class PlaceReader:
 
     def __init__(self, *, threads: int = _THREADS, is_lister: bool = False) -> None:
         self._read_file = read_own_file if is_lister else read_file
+        self._read_object = read_own_object if is_lister else read_object
         self._cells = CellReader()
         self._links = LinkReader()
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="read")
@@ -39,7 +40,7 @@ class PlaceReader:
             case FilePlace():
                 return await loop.run_in_executor(self._pool, self._read_file, place)
             case ObjectPlace():
-                return await loop.run_in_executor(self._pool, read_object, place)
+                return await loop.run_in_executor(self._pool, self._read_object, place)
             case CellPlace():
                 return await loop.run_in_executor(self._pool, self._cells.read, place)
             case LinkPlace():

@@ -235,6 +235,7 @@ class Image(Message, frozen=True, tag="image"):
 
     Large ones come in pieces, in order, so that other messages need not wait for the whole:
     ``offset`` is where in the whole a piece begins; all but the last say that there is ``more``.
+    ``kind`` is the ``error_kind`` that an ``error`` has in the item's row.
     """
 
     lease: int
@@ -243,6 +244,7 @@ class Image(Message, frozen=True, tag="image"):
     error: str = ""
     offset: Index = 0
     more: bool = False
+    kind: str = ""
 
 
 class RecipeChanged(Message, frozen=True, tag="recipe"):

@@ -373,6 +373,45 @@ async def test_a_remote_tar_that_changed_is_refused_by_name(tmp_path: Path) -> N
             await opened.list_all()
 
 
+@pytest.mark.parametrize("where", ["here", "there"])
+async def test_of_a_tar_that_is_replaced_while_the_run_goes_on_no_other_image_is_taken(
+    tmp_path: Path, where: str
+) -> None:
+    write_tar(tmp_path / "set/x.tar", [("1.jpg", b"one"), ("1.txt", b"of one"), ("2.jpg", b"two")])
+    write_tar(tmp_path / "y.tar", [("1.jpg", b"ONE"), ("1.txt", b"OF ONE"), ("2.jpg", b"TWO")])
+    async with object_server(contents(tmp_path / "set", "/")) as server:
+        location = f"{server.url}/x.tar" if where == "there" else str(tmp_path / "set/x.tar")
+        dataset = {"type": "webdataset", "dataset_path": location}
+        async with led(tmp_path, root=tmp_path / "set", dataset=dataset) as run:
+            worker = await run.join()
+            granted = await worker.lease()
+            assert (await worker.image(granted.lease, 0)).payload == b"one"
+            server.files["/x.tar"] = (tmp_path / "y.tar").read_bytes()
+            (tmp_path / "y.tar").replace(tmp_path / "set/x.tar")
+            for item in (0, 1):
+                image = await worker.image(granted.lease, item)
+                assert (image.payload, image.kind) == (b"", "image_changed")
+                assert "changed since it was listed" in image.error
+
+
+@pytest.mark.parametrize("where", ["here", "there"])
+async def test_of_a_tar_that_was_replaced_no_other_column_is_taken(
+    tmp_path: Path, where: str
+) -> None:
+    write_tar(tmp_path / "set/x.tar", [("1.jpg", b"one"), ("1.txt", b"of one")])
+    write_tar(tmp_path / "y.tar", [("1.jpg", b"ONE"), ("1.txt", b"OF ONE")])
+    async with object_server(contents(tmp_path / "set", "/")) as server:
+        location = f"{server.url}/x.tar" if where == "there" else str(tmp_path / "set/x.tar")
+        source = await Opened(location, tmp_path / "run", columns=("txt",)).list_all()
+        (before,) = await asyncio.to_thread(source.describe, "x.tar", [0])
+        assert before.columns == {"txt": "of one"}
+        server.files["/x.tar"] = (tmp_path / "y.tar").read_bytes()
+        (tmp_path / "y.tar").replace(tmp_path / "set/x.tar")
+        (after,) = await asyncio.to_thread(source.describe, "x.tar", [0])
+        assert not after.columns
+        source.close()
+
+
 async def test_members_that_are_large_are_skipped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -383,8 +422,8 @@ async def test_members_that_are_large_are_skipped(
     read: list[int] = []
     real = OBJECTS.read
 
-    def counted(url: str, *ranges: int, **size: int) -> bytes:
-        data = real(url, *ranges, **size)
+    def counted(url: str, *ranges: int, **version: Any) -> bytes:
+        data = real(url, *ranges, **version)
         read.append(len(data))
         return data
 

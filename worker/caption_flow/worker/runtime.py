@@ -260,7 +260,7 @@ class Runtime:
         finally:
             del self._awaited[job.key]
         if image.error:
-            raise ImageError(MISSING, image.error)
+            raise ImageError(image.kind or MISSING, image.error)
         return image.payload
 
     # ------------------------------------------------------------------ events and effects

@@ -134,6 +134,7 @@ class Outgoing:
             image.error,
             begin,
             more,
+            image.kind,
         )
 
 

@@ -42,17 +42,18 @@ _LARGEST_TEXT: Final = 2**20
 _EXAMPLES: Final = 5
 
 
-class _Facts(msgspec.Struct, frozen=True):
+class _Facts(msgspec.Struct, frozen=True, omit_defaults=True):
     """What is remembered of a listed tar."""
 
     size: int
     version: str
     count: int
     digest: str
+    etag: str | None = None
 
     @property
     def tar(self) -> TarFacts:
-        return TarFacts(self.size, self.version)
+        return TarFacts(self.size, self.version, self.etag)
 
 
 class TarSource(Source):
@@ -142,7 +143,7 @@ class TarSource(Source):
         except (ObjectError, OSError) as error:
             return _said(error)
         _tell_of(tar, index)
-        return _Facts(facts.size, facts.version, len(index.samples), index.digest)
+        return _Facts(facts.size, facts.version, len(index.samples), index.digest, facts.etag)
 
     def _check_known(self) -> None:
         """Refuse tars that were written again; learn which are gone. Blocking."""
@@ -159,7 +160,7 @@ class TarSource(Source):
         try:
             now = facts_of(tar)
             if now == known.tar:
-                return known
+                return msgspec.structs.replace(known, etag=now.etag)
             index = self._shelf.index(tar, now)
         except FileNotFoundError:
             return None
@@ -176,7 +177,7 @@ class TarSource(Source):
                 "back, give the new one another name, or caption into a new folder "
                 "(--data-dir DIR, storage.data_dir)"
             )
-        return _Facts(now.size, now.version, known.count, known.digest)
+        return _Facts(now.size, now.version, known.count, known.digest, now.etag)
 
     def _vanished(self, name: str) -> Vanished:
         facts = self._facts[name]
@@ -198,7 +199,7 @@ class TarSource(Source):
         samples = [(at, index.samples[at]) for at in items if at < len(index.samples)]
         columns: Iterator[Mapping[str, Any] | None] = iter([None] * len(samples))
         if self._columns and tar is not None:
-            columns = self._pool.map(lambda one: self._columns_of(tar, one[1]), samples)
+            columns = self._pool.map(lambda one: self._columns_of(tar, facts, one[1]), samples)
         return tuple(
             _item(at, shard, sample, tar, facts=facts, columns=values)
             for (at, sample), values in zip(samples, columns, strict=True)
@@ -214,7 +215,7 @@ class TarSource(Source):
             log.warning("a tar can no longer be read", tar=tar.name, reason=_said(error))
             return None
 
-    def _columns_of(self, tar: Tar, sample: Sample) -> dict[str, Any]:
+    def _columns_of(self, tar: Tar, facts: _Facts, sample: Sample) -> dict[str, Any]:
         """Return those of a sample's columns that prompts name and that can be read."""
         found: dict[str, Any] = {}
         json_last = sorted(sample.texts, key=lambda member: member.suffix == "json")
@@ -225,7 +226,7 @@ class TarSource(Source):
             if not is_json and member.suffix not in self._columns:
                 continue
             try:
-                values = _values_of(member, read_member(tar, member), is_json=is_json)
+                values = _values_of(member, read_member(tar, facts.tar, member), is_json=is_json)
             except (ObjectError, OSError, ValueError) as error:
                 log.warning("a column cannot be read", file=member.name, reason=_said(error))
                 continue
@@ -281,7 +282,7 @@ def _item(
 
 def _place(tar: Tar, facts: _Facts, image: Member) -> FilePlace | ObjectPlace:
     if tar.is_remote:
-        return ObjectPlace(tar.location, image.offset, image.length, facts.size)
+        return ObjectPlace(tar.location, image.offset, image.length, facts.size, facts.etag)
     path = os.fsencode(tar.location)
     return FilePlace(path, facts.size, int(facts.version), image.offset, image.length)
 
