@@ -134,5 +134,9 @@ class Source(ABC):
         Raises `SourceError`: then these items are not handed out, and the run ends with it.
         """
 
+    def locate(self, shard: str, item: int) -> Item | None:
+        """Describe one item, perhaps without its columns; otherwise as `describe`."""
+        return next(iter(self.describe(shard, [item])), None)
+
     def close(self) -> None:  # noqa: B027  -- most have nothing to free
         """Free what was opened; idempotent."""

@@ -147,10 +147,15 @@ class LocalSource(Source):
         if self._sidecars is not None and self._data_dir is not None:
             with written_by(self._data_dir) as earlier:
                 entries = [self._with_columns(entry, self._sidecars, earlier) for entry in entries]
-        return tuple(
-            Item(entry.index, self._place_of(entry), path=entry.path, columns=entry.columns)
-            for entry in entries
-        )
+        return tuple(self._item(entry) for entry in entries)
+
+    def locate(self, shard: str, item: int) -> Item | None:
+        """See the port; nothing beside the image is read."""
+        return next(map(self._item, self._catalog.entries(shard, [item])), None)
+
+    def _item(self, entry: CatalogEntry) -> Item:
+        place = self._place_of(entry)
+        return Item(entry.index, place, path=entry.path, columns=entry.columns)
 
     def _with_columns(
         self, entry: CatalogEntry, sidecars: Sidecars, earlier: Exported | None

@@ -189,6 +189,15 @@ class TarSource(Source):
 
     def describe(self, shard: str, items: Sequence[int]) -> tuple[Item, ...]:
         """See the port; columns are read where they lie if prompts name any."""
+        return self._describe(shard, items, with_columns=bool(self._columns))
+
+    def locate(self, shard: str, item: int) -> Item | None:
+        """See the port; no column is read."""
+        return next(iter(self._describe(shard, [item], with_columns=False)), None)
+
+    def _describe(
+        self, shard: str, items: Sequence[int], *, with_columns: bool
+    ) -> tuple[Item, ...]:
         facts = self._facts[shard]
         tar = None if shard in self._gone else self._tars.get(shard)
         index = self._shelf.kept(shard, facts.tar)
@@ -198,7 +207,7 @@ class TarSource(Source):
             return tuple(Item(at, None, reason=f"the tar {shard} is gone") for at in items)
         samples = [(at, index.samples[at]) for at in items if at < len(index.samples)]
         columns: Iterator[Mapping[str, Any] | None] = iter([None] * len(samples))
-        if self._columns and tar is not None:
+        if with_columns and tar is not None:
             columns = self._pool.map(lambda one: self._columns_of(tar, facts, one[1]), samples)
         return tuple(
             _item(at, shard, sample, tar, facts=facts, columns=values)
