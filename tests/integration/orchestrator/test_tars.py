@@ -8,11 +8,12 @@ import json
 import os
 import tarfile
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from caption_flow.config.dataset import DatasetConfig
 from caption_flow.orchestrator.sources import tar_shelf
@@ -122,6 +123,64 @@ async def test_samples_are_what_follows_each_other_with_one_key(tmp_path: Path) 
     assert [read(item) for item in items if item.place] == [b"a1", b"b1", b"d0"]
     assert items[2].place is None
     assert "has no image, only txt" in items[2].reason
+
+
+def remarks(logs: Sequence[Mapping[str, Any]]) -> list[str]:
+    return [entry["remark"] for entry in logs if entry["event"] == "a tar is not as it might seem"]
+
+
+async def test_of_files_of_one_name_the_last_counts_and_that_is_said(tmp_path: Path) -> None:
+    members = [
+        ("a.jpg", b"old a"),
+        ("a.txt", b"of a"),
+        ("b.jpg", b"older b"),
+        ("b.jpg", b"old b"),
+        ("c.jpg", b"c"),
+        ("./a.jpg", b"new a"),
+        ("b.jpg", b"new b"),
+    ]
+    write_tar(tmp_path / "x.tar", members)
+    with capture_logs() as logs:
+        opened = Opened(tmp_path / "x.tar", tmp_path / "run", columns=("txt",))
+        items = await opened.items()
+    assert {item.key: read(item) for item in items} == {
+        "x.tar/a": b"new a",
+        "x.tar/b": b"new b",
+        "x.tar/c": b"c",
+    }
+    assert [item.columns for item in items] == [{"txt": "of a"}, {}, {}]
+    with tarfile.open(tmp_path / "x.tar") as tar:
+        tar.extractall(tmp_path / "unpacked", filter="data")
+    for item in items:
+        name = (item.path or b"").decode().removeprefix("x.tar/")
+        assert (tmp_path / "unpacked" / name).read_bytes() == read(item)
+    assert remarks(logs) == ["files passed over, since a later one has the same name: 3"]
+
+
+async def test_a_key_that_comes_again_is_the_same_sample_and_nothing_is_lost_silently(
+    tmp_path: Path,
+) -> None:
+    members = [
+        ("a.jpg", b"a"),
+        ("b.jpg", b"b"),
+        ("a.txt", b"of a"),
+        ("b.txt", b"of b"),
+        ("a.png", b"a, too"),
+        ("c.jpg", b"c"),
+    ]
+    write_tar(tmp_path / "x.tar", members)
+    with capture_logs() as logs:
+        opened = Opened(tmp_path / "x.tar", tmp_path / "run", columns=("txt",))
+        items = await opened.items()
+    assert [(item.key, read(item), item.columns) for item in items] == [
+        ("x.tar/a", b"a", {"txt": "of a"}),
+        ("x.tar/b", b"b", {"txt": "of b"}),
+        ("x.tar/c", b"c", {}),
+    ]
+    assert remarks(logs) == [
+        "samples whose files do not follow each other, taken together: 2",
+        "images not captioned, since another of their sample comes first: 1",
+    ]
 
 
 async def test_other_members_are_columns_where_prompts_name_them(tmp_path: Path) -> None:

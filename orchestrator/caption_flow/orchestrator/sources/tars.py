@@ -262,6 +262,8 @@ def _said(error: Exception) -> str:
 def _tell_of(tar: Tar, index: Index) -> None:
     if index.trouble:
         log.warning("a tar is not whole", tar=tar.name, trouble=index.trouble)
+    for remark in index.remarks:
+        log.warning("a tar is not as it might seem", tar=tar.name, remark=remark)
     without = sum(sample.image is None for sample in index.samples)
     if without:
         log.warning("samples have no image and will fail", tar=tar.name, samples=without)
