@@ -31,10 +31,17 @@ _HTTP: Final = frozenset({"http", "https"})
 _CLOUD: Final = frozenset({"s3", "s3a", "gs", "az", "abfs", "abfss"})
 _ETAGS: Final = ("ETag", "etag", "blob_id", "oid", "md5Hash")
 """What fsspec's file systems call the mark of a version."""
+_AZURE: Final = (
+    "set AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY, or AZURE_SKIP_SIGNATURE=true "
+    "instead of the key for a public container"
+)
 _GRANTED: Final = {
     "s3": "check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (a profile of ~/.aws works with "
     "pip install 'caption-flow[s3]'), or set AWS_SKIP_SIGNATURE=true for a public bucket",
     "hf": "set HF_TOKEN to a token that may read it",
+    "gs": "set GOOGLE_APPLICATION_CREDENTIALS to a key file, or GOOGLE_SKIP_SIGNATURE=true for a "
+    "public bucket",
+    **dict.fromkeys(("az", "abfs", "abfss"), _AZURE),
 }
 
 
@@ -278,6 +285,8 @@ def _object_error(url: str, error: Exception) -> ObjectError:
     ):
         hint = _GRANTED.get(url.partition("://")[0], "check that this machine may read it")
         return ObjectError("refused", f"{shown} may not be read: {hint}")
+    if "Account must be specified" in str(error):
+        return ObjectError("refused", f"{shown} cannot be read: {_AZURE}")
     reason = str(error).partition("\n")[0].rpartition(" - ")[2].strip() or type(error).__name__
     query = urlsplit(url).query
     if query:

@@ -387,6 +387,12 @@ async def test_a_dataset_that_moved_is_the_same(tmp_path: Path) -> None:
 # ---------------------------------------------------------------- in storages
 
 
+@pytest.fixture
+def no_stores() -> None:
+    """Have stores opened anew, with the test's own settings."""
+    OBJECTS._store_of.cache_clear()
+
+
 def contents(root: Path, prefix: str) -> dict[str, bytes]:
     return {f"{prefix}{path.name}": path.read_bytes() for path in sorted(root.iterdir())}
 
@@ -506,6 +512,38 @@ async def test_tars_in_a_bucket_are_found_and_read(tmp_path: Path) -> None:
             opened = Opened(f"{bucket}/{path}", tmp_path / f"run {number}")
             assert by_path(await opened.items()) == written
         assert names(f"{bucket}/all/set/*2.tar") == ["shard-000002.tar"]
+
+
+async def test_tars_in_a_bucket_of_google_are_found_and_read(
+    tmp_path: Path, no_stores: None
+) -> None:
+    written = write_shards(tmp_path / "set", shards=3, samples=4)
+    with s3_server(contents(tmp_path / "set", "all/set/"), as_google=True) as bucket:
+        opened = Opened(f"{bucket}/all/set", tmp_path / "run", columns=("txt",))
+        items = await opened.items()
+        assert by_path(items) == written
+        assert items[0].columns == {"txt": "text 0"}
+
+
+@pytest.mark.parametrize("scheme", ["az", "abfs"])
+async def test_tars_in_a_container_of_azure_are_found_and_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_stores: None, scheme: str
+) -> None:
+    written = write_shards(tmp_path / "set", shards=3, samples=4)
+    async with object_server(contents(tmp_path / "set", "/pictures/all/set/")) as server:
+        monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_NAME", "account")
+        monkeypatch.setenv("AZURE_ENDPOINT", server.url)
+        monkeypatch.setenv("AZURE_SKIP_SIGNATURE", "true")
+        opened = Opened(f"{scheme}://pictures/all/set", tmp_path / "run")
+        assert await asyncio.to_thread(by_path, await opened.items()) == written
+
+
+async def test_an_azure_container_without_an_account_says_what_to_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_stores: None
+) -> None:
+    monkeypatch.delenv("AZURE_STORAGE_ACCOUNT_NAME", raising=False)
+    with pytest.raises(SourceError, match="set AZURE_STORAGE_ACCOUNT_NAME"):
+        await Opened("az://pictures/all/set", tmp_path / "run").list_all()
 
 
 # ---------------------------------------------------------------- in a run
