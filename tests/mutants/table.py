@@ -945,7 +945,7 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
         "an object of another ETag is another object",
         "shared/caption_flow/places/objects.py",
         "if None not in {old, new} and old != new:",
-        "if old is None and old != new:",
+        "if None not in {old, new} and not old:",
         OBJECT_TESTS,
     ),
     Mutant(
