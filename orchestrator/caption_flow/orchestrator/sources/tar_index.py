@@ -168,8 +168,8 @@ def _samples(entries: Iterable[_Entry], size: int) -> tuple[tuple[Sample, ...], 
 
 def _replace(members: list[Member], member: Member) -> None:
     """Put a member where the earlier one of its name is, as unpacking the tar would."""
-    name = member.name.removeprefix("./")
-    at = next(at for at, one in enumerate(members) if one.name.removeprefix("./") == name)
+    names = [one.name.removeprefix("./") for one in members]
+    at = names.index(member.name.removeprefix("./"))
     members[at] = member
 
 
