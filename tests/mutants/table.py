@@ -1046,11 +1046,13 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
         "each folder goes through all rows",
         "a folder without metadata costs the same however much is known",
         "metadata",
-        '        self._connection.execute("DELETE FROM files WHERE path = ?", (path,))',
-        "        of_path = 'SELECT file FROM files WHERE path = ?'\n"
-        "        self._connection.execute("
-        "f'DELETE FROM rows WHERE file IN ({of_path})', (path,))\n"
-        '        self._connection.execute("DELETE FROM files WHERE path = ?", (path,))',
+        "            if self._connection.execute(query, (path,)).fetchone() == facts:\n"
+        "                return\n",
+        "            by_file = 'DELETE FROM rows WHERE file IN '\n"
+        "            by_file += '(SELECT file FROM files WHERE path = ?)'\n"
+        "            if self._connection.execute(query, (path,)).fetchone() == facts != None:\n"
+        "                return\n"
+        "            self._connection.execute(by_file, (path,))\n",
     ),
     _columns(
         "looked for in every run",
