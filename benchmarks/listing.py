@@ -17,7 +17,6 @@ import asyncio
 import csv
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -119,8 +118,12 @@ async def first_lease(orchestrator: Orchestrator, began: float) -> tuple[float, 
 
 
 def peak_mb() -> int:
-    """Return the most memory this process has had resident so far, in MB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 // 1_000_000
+    """Return the most memory this process has had resident so far, in MB.
+
+    Not ``getrusage``: what that says of a child begins with what its parent had.
+    """
+    status = Path("/proc/self/status").read_text(encoding="ascii")
+    return int(status.partition("VmHWM:")[2].split()[0]) * 1024 // 1_000_000
 
 
 def main() -> None:

@@ -9,7 +9,8 @@ says hello, wants leases and fetches each of their items, 16 at a time, as a wor
 the size of what comes and decodes nothing. Beside it, taking turns: the least that could do the
 same, an asyncio server (uvloop) of a dozen lines that reads the files and writes them to four such
 clients, 16 asked for at a time, too. What is printed are megabytes (10^6 bytes) a second of both,
-and the ratio of their medians. The files are in the page cache for both.
+the ratio of their medians, and the seconds that each server spent on a CPU for a GB, which other
+processes on the machine change less. The files are in the page cache for both.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ import struct
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Final
@@ -95,6 +97,9 @@ async def _lead(images: str, data_dir: str, tell: Connection) -> None:
         await asyncio.sleep(0.05)
     tell.send(leader.port)
     await asyncio.to_thread(tell.recv)
+    began = time.process_time()
+    await asyncio.to_thread(tell.recv)
+    tell.send(time.process_time() - began)
     leader.stop()
     await running
 
@@ -194,6 +199,9 @@ async def _serve_plainly(files: list[Path], tell: Connection) -> None:
     server = await asyncio.start_server(serve, "127.0.0.1", 0)
     tell.send(server.sockets[0].getsockname()[1])
     await asyncio.to_thread(tell.recv)
+    began = time.process_time()
+    await asyncio.to_thread(tell.recv)
+    tell.send(time.process_time() - began)
 
 
 def fetch_plainly(port: int, number: int, files: int, tell: Connection) -> None:
@@ -225,11 +233,22 @@ def start(target: Callable[..., None], *arguments: Any) -> tuple[Any, Connection
     return process, ours
 
 
-def timed(port: int, client: Callable[..., None], *more: Any) -> tuple[float, int]:
-    """Let four clients fetch everything; return the seconds it took and the bytes that came."""
+@dataclass(frozen=True, slots=True)
+class Took:
+    """Seconds by the clock, the server's own on a CPU, and the bytes that came."""
+
+    seconds: float
+    cpu_seconds: float
+    received: int
+
+
+def timed(server: Connection, client: Callable[..., None], *more: Any) -> Took:
+    """Let four clients fetch everything."""
+    port = server.recv()
     clients = [start(client, port, number, *more) for number in range(CLIENTS)]
     for _, pipe in clients:
         assert pipe.recv() == "ready"
+    server.send("go")
     began = time.perf_counter()
     for _, pipe in clients:
         pipe.send("go")
@@ -238,28 +257,26 @@ def timed(port: int, client: Callable[..., None], *more: Any) -> tuple[float, in
     for process, pipe in clients:
         pipe.send("end")
         process.join()
-    return seconds, received
+    server.send("end")
+    cpu_seconds = server.recv()
+    return Took(seconds, cpu_seconds, received)
 
 
-def rate_of_orchestrator(images: Path, total: int, profile: str | None) -> float:
+def measure_orchestrator(images: Path, profile: str | None) -> Took:
     with tempfile.TemporaryDirectory() as data_dir:
         ours, theirs = spawn.Pipe()
         process = spawn.Process(target=lead, args=(str(images), data_dir, theirs, profile))
         process.start()
-        seconds, received = timed(ours.recv(), fetch_all)
-        ours.send("end")
+        took = timed(ours, fetch_all)
         process.join()
-    assert received == total, f"{received} of {total} bytes came"
-    return total / seconds / 1e6
+    return took
 
 
-def rate_of_plain_server(images: Path, total: int, files: int) -> float:
+def measure_plain_server(images: Path, files: int) -> Took:
     process, pipe = start(serve_plainly, str(images))
-    seconds, received = timed(pipe.recv(), fetch_plainly, files)
-    pipe.send("end")
+    took = timed(pipe, fetch_plainly, files)
     process.join()
-    assert received == total, f"{received} of {total} bytes came"
-    return total / seconds / 1e6
+    return took
 
 
 def main() -> None:
@@ -269,19 +286,34 @@ def main() -> None:
     parser.add_argument("--profile", metavar="FILE")
     options = parser.parse_args()
     rates: dict[str, list[float]] = {"orchestrator": [], "plain": []}
+    cpu: dict[str, list[float]] = {"orchestrator": [], "plain": []}
     with tempfile.TemporaryDirectory() as folder:
         sizes = write_files(Path(folder), options.megabytes * 10**6)
         for pair in range(options.pairs):
-            ours = rate_of_orchestrator(Path(folder), sum(sizes), options.profile)
-            plain = rate_of_plain_server(Path(folder), sum(sizes), len(sizes))
+            for name, took in (
+                ("orchestrator", measure_orchestrator(Path(folder), options.profile)),
+                ("plain", measure_plain_server(Path(folder), len(sizes))),
+            ):
+                assert took.received == sum(sizes), f"{took.received} of {sum(sizes)} bytes came"
+                rates[name].append(took.received / took.seconds / 1e6)
+                cpu[name].append(took.cpu_seconds / took.received * 1e9)
             print(
-                f"pair {pair + 1}: orchestrator {ours:.0f} MB/s, plain {plain:.0f} MB/s", flush=True
+                f"pair {pair + 1}:",
+                ", ".join(
+                    f"{name} {rates[name][-1]:.0f} MB/s at {cpu[name][-1]:.2f} s of CPU a GB"
+                    for name in rates
+                ),
+                flush=True,
             )
-            rates["orchestrator"].append(ours)
-            rates["plain"].append(plain)
     medians = {name: statistics.median(values) for name, values in rates.items()}
     ratio = medians["orchestrator"] / medians["plain"]
-    print(json.dumps({"files": len(sizes), **medians, "ratio_of_medians": round(ratio, 3)}))
+    on_cpu = {
+        f"{name}_cpu_seconds_a_gb": round(statistics.median(values), 2)
+        for name, values in cpu.items()
+    }
+    print(
+        json.dumps({"files": len(sizes), **medians, "ratio_of_medians": round(ratio, 3), **on_cpu})
+    )
 
 
 if __name__ == "__main__":

@@ -39,6 +39,15 @@ HUB_TESTS: Final = (
 )
 TAR_TESTS: Final = ("tests/integration/orchestrator/test_tars.py",)
 OBJECT_TESTS: Final = ("tests/integration/places/test_objects.py",)
+COLUMN_TESTS: Final = (
+    "tests/unit/orchestrator/test_metadata.py",
+    "tests/integration/orchestrator/test_columns.py",
+)
+SERVING_TESTS: Final = (
+    "tests/unit/orchestrator/test_turns.py",
+    "tests/unit/places/test_portions.py",
+    "tests/integration/orchestrator/test_image_memory.py",
+)
 GPU_TESTS: Final = ("tests/unit/cli/test_gpus.py", "tests/unit/engines/test_devices.py")
 OUTBOX_TESTS: Final = ("tests/unit/worker/test_outbox.py", "tests/property/test_outbox.py")
 
@@ -80,6 +89,15 @@ def _tars(name: str, promise: str, module: str, old: str, new: str) -> Mutant:
 
 def _hub(name: str, promise: str, file: str, old: str, new: str) -> Mutant:
     return Mutant(name, promise, file, old, new, HUB_TESTS)
+
+
+def _columns(name: str, promise: str, module: str, old: str, new: str) -> Mutant:
+    file = f"orchestrator/caption_flow/orchestrator/sources/{module}.py"
+    return Mutant(name, promise, file, old, new, COLUMN_TESTS)
+
+
+def _serving(name: str, promise: str, file: str, old: str, new: str) -> Mutant:
+    return Mutant(name, promise, file, old, new, SERVING_TESTS)
 
 
 def _outbox(name: str, promise: str, old: str, new: str) -> Mutant:
@@ -844,14 +862,14 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
         "part of a changed file is read",
         "a part of a file is what was listed, or nothing",
         "files",
-        "is_any_version=not place.offset and place.length is None",
-        "is_any_version=True",
+        "if is_lister and not place.offset and place.length is None:",
+        "if is_lister:",
     ),
     _place(
         "end of a short file is passed on",
         "bytes that are not there are no image",
         "files",
-        "if len(data) != length:",
+        "if len(data) != count:",
         "if False:",
     ),
     # ------------------------------------------------------------------ datasets of the hub, links
@@ -975,8 +993,8 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
         "object of another size",
         "an object that changed since it was listed gives no image",
         "shared/caption_flow/places/objects.py",
-        "if size is not None and whole != size:",
-        "if size == -1:",
+        "if listed[0] not in {None, found[0]}:",
+        "if listed[0] == -1:",
         OBJECT_TESTS,
     ),
     Mutant(
@@ -986,6 +1004,170 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
         "on=_BrokenOffError,",
         "on=ZeroDivisionError,",
         OBJECT_TESTS,
+    ),
+    Mutant(
+        "another version of the same size",
+        "an object of another ETag is another object",
+        "shared/caption_flow/places/objects.py",
+        "if None not in {old, new} and old != new:",
+        "if None not in {old, new} and not old:",
+        OBJECT_TESTS,
+    ),
+    Mutant(
+        "weak ETags are other ones",
+        "an ETag is the same, weak or strong",
+        "shared/caption_flow/places/objects.py",
+        'etag.removeprefix("W/")',
+        "etag",
+        OBJECT_TESTS,
+    ),
+    Mutant(
+        "changed objects are nobody's",
+        "an object that was replaced is a failed row, and says so",
+        "shared/caption_flow/places/objects.py",
+        'if error.kind == "changed" and is_lister:',
+        "if error.kind == str(is_lister):",
+        OBJECT_TESTS,
+    ),
+    _tars(
+        "images of any version of a tar",
+        "an image is read from the version of its tar that was listed",
+        "tars",
+        "image.offset, image.length, facts.size, facts.etag)",
+        "image.offset, image.length, facts.size)",
+    ),
+    _tars(
+        "columns of any version of a tar",
+        "columns are read from the version of their tar that was listed",
+        "tar_shelf",
+        "member.offset, member.length, size=size, etag=etag)",
+        "member.offset, member.length, size=size and size, etag=etag and None)",
+    ),
+    _tars(
+        "columns of a local tar that is another by now",
+        "columns are read from the version of their tar that was listed",
+        "tar_shelf",
+        "if TarFacts(status.st_size, str(status.st_mtime_ns)) != facts:",
+        "if TarFacts(status.st_size, facts.version) != facts:",
+    ),
+    _tars(
+        "first of two files of one name",
+        "of files of one name in a tar the last counts",
+        "tar_index",
+        "    members[at] = member",
+        "    members[at] = members[at]",
+    ),
+    _tars(
+        "passed over silently",
+        "what is passed over in a tar is counted and said",
+        "tar_index",
+        "replaced += 1",
+        "replaced += 0",
+    ),
+    _tars(
+        "one key, two samples",
+        "a key is one sample's",
+        "tar_index",
+        "members = groups.setdefault(key, [])",
+        'members = groups.setdefault(key if key == last else f"{key} {entry.offset}", [])',
+    ),
+    # ------------------------------------------------------------------ columns beside images
+    _columns(
+        "the run's caption comes back as a column",
+        "a text that was read once stays what it was",
+        "sidecars",
+        "if recorded is not None and TEXT_COLUMN in recorded:",
+        "if recorded is not None and TEXT_COLUMN + TEXT_COLUMN in recorded:",
+    ),
+    _columns(
+        "an earlier caption of the run is a column",
+        "a text that the run wrote itself is no column",
+        "sidecars",
+        "if data is None or is_ours(Path(os.fsdecode(file)), data):",
+        "if data is None:",
+    ),
+    _columns(
+        "metadata before what lies beside",
+        "of several values of a column the nearest to the image counts",
+        "sidecars",
+        "found.update(self._json(path))",
+        "found = {**self._json(path), **found}",
+    ),
+    _columns(
+        "far metadata wins",
+        "metadata nearer to an image wins",
+        "metadata",
+        "ORDER BY length(files.path)\n",
+        "ORDER BY length(files.path) DESC\n",
+    ),
+    _columns(
+        "metadata read once for ever",
+        "metadata that changed is read again",
+        "metadata",
+        "if self._connection.execute(query, (path,)).fetchone() == facts:",
+        "if self._connection.execute(query, (path,)).fetchone() is not None:",
+    ),
+    _columns(
+        "each folder goes through all rows",
+        "a folder without metadata costs the same however much is known",
+        "metadata",
+        "            if self._connection.execute(query, (path,)).fetchone() == facts:\n"
+        "                return\n",
+        "            by_file = 'DELETE FROM rows WHERE file IN '\n"
+        "            by_file += '(SELECT file FROM files WHERE path = ?)'\n"
+        "            if self._connection.execute(query, (path,)).fetchone() == facts != None:\n"
+        "                return\n"
+        "            self._connection.execute(by_file, (path,))\n",
+    ),
+    _columns(
+        "looked for in every run",
+        "images that metadata names are looked for once for each version of it",
+        "local",
+        "        self._sidecars.metadata.checked()\n",
+        "",
+    ),
+    _columns(
+        "columns read for each image sent",
+        "to send an image nothing beside it is read",
+        "local",
+        "return next(map(self._item, self._catalog.entries(shard, [item])), None)",
+        "return next(iter(self.describe(shard, [item])), None)",
+    ),
+    # ------------------------------------------------------------------ memory for images
+    _serving(
+        "no portion of one's own",
+        "no worker stands still for others that take nothing",
+        f"{CORE}/turns.py",
+        "if worker in self._owners or size > self._portion:",
+        "if worker or size > self._portion:",
+    ),
+    _serving(
+        "no budget",
+        "images on their way to workers have a budget of bytes",
+        f"{CORE}/turns.py",
+        "if min(size, self._budget) > room:",
+        "if min(size, self._budget) > self._budget:",
+    ),
+    _serving(
+        "first come, first served",
+        "whoever holds least of the memory for images comes first",
+        f"{CORE}/turns.py",
+        "self._shared.get(self._waiting[ticket][0], 0), ticket)",
+        "0, ticket)",
+    ),
+    _serving(
+        "large files as a whole",
+        "a large file is read in portions, as it is sent",
+        "shared/caption_flow/places/portions.py",
+        "if file.length > PORTION_BYTES:",
+        "if file.length > 2**40:",
+    ),
+    _serving(
+        "a portion taken for the whole",
+        "an image is whole when its last portion has come",
+        "orchestrator/caption_flow/orchestrator/server/session.py",
+        "image.more or not is_last",
+        "not is_last",
     ),
     # ------------------------------------------------------------------ which GPUs
     _gpus(

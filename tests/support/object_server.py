@@ -9,13 +9,19 @@ from collections import Counter, deque
 from collections.abc import AsyncIterator, Iterator, Mapping
 from hashlib import md5
 from typing import Final
+from xml.sax.saxutils import escape
 
 import boto3
 import pytest
 from aiohttp import web
 from moto.server import ThreadedMotoServer
 
+MODIFIED: Final = "Wed, 25 Nov 2026 14:00:00 GMT"
 BAD_STATUS: Final = re.compile(r"\d{3}")
+
+
+def etag_of(data: bytes) -> str:
+    return f'"{md5(data, usedforsecurity=False).hexdigest()}"'
 
 
 class ObjectServer:
@@ -31,6 +37,7 @@ class ObjectServer:
         self.faults: deque[str] = deque()
         self.always = ""
         self.has_etags = True
+        self.has_weak_etags = False
         self.requests: Counter[str] = Counter()
         self.url = ""
         self._stopping = asyncio.Event()
@@ -40,15 +47,17 @@ class ObjectServer:
         fault = self.faults.popleft() if self.faults else self.always
         if BAD_STATUS.fullmatch(fault):
             return web.Response(status=int(fault), text="told to")
+        if request.query.get("comp") == "list":
+            return self._listing(request)
         data = self.files.get(request.path)
         if data is None:
             return web.Response(status=404)
         if fault == "reset":
             return await self._reset(request)
-        etag = f'"{md5(data, usedforsecurity=False).hexdigest()}"'
-        headers = {"Accept-Ranges": "bytes"}
+        etag = etag_of(data)
+        headers = {"Accept-Ranges": "bytes", "Last-Modified": MODIFIED}
         if self.has_etags:
-            headers["ETag"] = etag
+            headers["ETag"] = f"W/{etag}" if self.has_weak_etags else etag
         asked = re.fullmatch(r"bytes=(\d+)-(\d+)", request.headers.get("Range", ""))
         if asked is None or fault == "whole":
             return await self._send(request, 200, headers, data, fault)
@@ -59,6 +68,20 @@ class ObjectServer:
             first, last = first + 1, last + 1
         headers["Content-Range"] = f"bytes {first}-{last}/{len(data)}"
         return await self._send(request, 206, headers, data[first : last + 1], fault)
+
+    def _listing(self, request: web.Request) -> web.Response:
+        """List the objects of a container as Azure's blob storage does."""
+        folder = request.path.rstrip("/") + "/"
+        blobs = "".join(
+            f"<Blob><Name>{escape(name)}</Name><Properties><Last-Modified>{MODIFIED}</Last-Modified>"
+            f"<Content-Length>{len(data)}</Content-Length><Content-Type>image/jpeg</Content-Type>"
+            f"<Etag>{escape(etag_of(data))}</Etag></Properties></Blob>"
+            for path, data in sorted(self.files.items())
+            if (name := path.removeprefix(folder)) != path
+            and name.startswith(request.query.get("prefix", ""))
+        )
+        text = f"<EnumerationResults><Blobs>{blobs}</Blobs><NextMarker /></EnumerationResults>"
+        return web.Response(text=text, content_type="application/xml")
 
     async def _send(
         self, request: web.Request, status: int, headers: dict[str, str], body: bytes, fault: str
@@ -104,8 +127,11 @@ async def object_server(files: dict[str, bytes]) -> AsyncIterator[ObjectServer]:
 
 
 @contextlib.contextmanager
-def s3_server(objects: Mapping[str, bytes]) -> Iterator[str]:
-    """Serve objects over the S3 protocol; yield their bucket's URL, the environment being set."""
+def s3_server(objects: Mapping[str, bytes], *, as_google: bool = False) -> Iterator[str]:
+    """Serve objects over the S3 protocol; yield their bucket's URL, the environment being set.
+
+    Google's storage is read by the same requests, here without a signature.
+    """
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
     server.start()
     host, port = server.get_host_and_port()
@@ -118,8 +144,11 @@ def s3_server(objects: Mapping[str, bytes]) -> Iterator[str]:
             client = boto3.client("s3")
             client.create_bucket(Bucket="pictures")
             for name, data in objects.items():
-                client.put_object(Bucket="pictures", Key=name, Body=data)
+                client.put_object(Bucket="pictures", Key=name, Body=data, ACL="public-read")
             client.close()
-            yield "s3://pictures"
+            if as_google:
+                patch.setenv("GOOGLE_BASE_URL", f"http://{host}:{port}")
+                patch.setenv("GOOGLE_SKIP_SIGNATURE", "true")
+            yield "gs://pictures" if as_google else "s3://pictures"
     finally:
         server.stop()

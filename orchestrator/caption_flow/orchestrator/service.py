@@ -12,6 +12,7 @@ import ssl
 import time
 from collections import Counter
 from collections.abc import (
+    AsyncGenerator,
     AsyncIterator,
     Callable,
     Collection,
@@ -20,7 +21,7 @@ from collections.abc import (
     Mapping,
     Sequence,
 )
-from contextlib import asynccontextmanager, suppress
+from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Final, assert_never
@@ -57,6 +58,7 @@ from caption_flow.orchestrator.sources.base import (
     Vanished,
 )
 from caption_flow.places.base import MISSING, NotHereError, PlaceError
+from caption_flow.places.portions import Room, in_portions
 from caption_flow.places.reader import PlaceReader
 from caption_flow.protocol.codec import (
     MAX_FRAME_BYTES,
@@ -77,6 +79,7 @@ from caption_flow.protocol.messages import (
     Wait,
     Welcome,
 )
+from caption_flow.protocol.places import Place
 from caption_flow.protocol.rows import CAPTIONED, FAILED, Row
 from caption_flow.recipe.serving import Leg, by_stage, positions
 from caption_flow.recipe.stages import Recipe
@@ -508,22 +511,35 @@ class Orchestrator:
         """See `Leader`."""
         return self._ledger.may_read(link.session, lease, items)
 
-    async def read_image(self, lease: int, shard: str, item: int) -> Image:
+    async def read_image(
+        self, lease: int, shard: str, item: int, room: Room
+    ) -> AsyncGenerator[Image]:
         """See `Leader`."""
         if shard in self._given_up:  # described once more, it would be waited for once more
-            return Image(lease, item, error=self._given_up[shard], kind=UNREADABLE)
+            yield Image(lease, item, error=self._given_up[shard], kind=UNREADABLE)
+            return
+        sent = 0
         try:
-            found = await asyncio.to_thread(self._source.describe, shard, [item])
-            if not found or found[0].place is None:
-                reason = (found[0].reason if found else "") or "the item is not in the dataset"
-                return Image(lease, item, error=reason, kind=found[0].kind if found else MISSING)
-            payload = await self._places.read(found[0].place)
+            where = partial(self._place_of, shard, item)
+            async with aclosing(in_portions(self._places, where, room)) as portions:
+                async for data, more in portions:
+                    yield Image(lease, item, data, offset=sent, more=more)
+                    sent += len(data)
         except PlaceError as error:  # as the worker would say itself
-            return Image(lease, item, error=str(error), kind=error.kind)
+            yield Image(lease, item, error=str(error), kind=error.kind, offset=sent)
         except (NotHereError, ShardError, SourceError) as error:
             kind = UNREADABLE if isinstance(error, ShardError) else MISSING
-            return Image(lease, item, error=f"its bytes cannot be read: {error}", kind=kind)
-        return Image(lease, item, payload)
+            why = f"its bytes cannot be read: {error}"
+            yield Image(lease, item, error=why, kind=kind, offset=sent)
+
+    def _place_of(self, shard: str, item: int) -> Place:
+        """Return where an item is; blocking. Raises `PlaceError`, `ShardError`, `SourceError`."""
+        found = self._source.locate(shard, item)
+        if found is None:
+            raise PlaceError(MISSING, "the item is not in the dataset")
+        if found.place is None:
+            raise PlaceError(found.kind, found.reason or "the item is not in the dataset")
+        return found.place
 
     def report(self) -> dict[str, object]:
         """See `Leader`."""

@@ -75,8 +75,8 @@ class DatasetConfig(Section):
     )
     dataset_path: Text = Field(
         description="Folder, hub id (`org/name`), or where the tar shards are: a folder, a tar, or "
-        "`http(s)://`, `s3://`, `hf://`, with `{000..123}`, `{a,b}` and, but for HTTP, `*`; `::` "
-        "between several."
+        "`http(s)://`, `s3://`, `gs://`, `az://`, `hf://`, with `{000..123}`, `{a,b}` and, but for "
+        "HTTP, `*`; `::` between several."
     )
     name: str | None = Field(default=None, description="What people call the dataset.")
     version: str | None = Field(default=None, description="What people call this state of it.")

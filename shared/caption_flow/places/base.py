@@ -6,6 +6,8 @@ from typing import Final
 
 MISSING: Final = "image_missing"
 """The ``error_kind`` of items whose bytes nobody has."""
+CHANGED: Final = "image_changed"
+"""That of items whose bytes have become others since they were listed."""
 
 
 def status_of(error: BaseException) -> int | None:

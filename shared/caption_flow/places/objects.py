@@ -23,16 +23,25 @@ import stamina
 from obstore import exceptions
 from obstore.store import HTTPStore, S3Store, from_url
 
-from caption_flow.places.base import MISSING, NotHereError, PlaceError, status_of
+from caption_flow.places.base import CHANGED, MISSING, NotHereError, PlaceError, status_of
 from caption_flow.protocol.places import ObjectPlace
 
 _KNOWN_STORAGES: Final = 64
 _HTTP: Final = frozenset({"http", "https"})
 _CLOUD: Final = frozenset({"s3", "s3a", "gs", "az", "abfs", "abfss"})
+_ETAGS: Final = ("ETag", "etag", "blob_id", "oid", "md5Hash")
+"""What fsspec's file systems call the mark of a version."""
+_AZURE: Final = (
+    "set AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY, or AZURE_SKIP_SIGNATURE=true "
+    "instead of the key for a public container"
+)
 _GRANTED: Final = {
     "s3": "check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (a profile of ~/.aws works with "
     "pip install 'caption-flow[s3]'), or set AWS_SKIP_SIGNATURE=true for a public bucket",
     "hf": "set HF_TOKEN to a token that may read it",
+    "gs": "set GOOGLE_APPLICATION_CREDENTIALS to a key file, or GOOGLE_SKIP_SIGNATURE=true for a "
+    "public bucket",
+    **dict.fromkeys(("az", "abfs", "abfss"), _AZURE),
 }
 
 
@@ -50,11 +59,15 @@ class _BrokenOffError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class ObjectFacts:
-    """An object: its size in bytes, and a mark that another version would not have."""
+    """An object: its size in bytes, and a mark that another version would not have.
+
+    ``etag`` is that mark if the storage gives one with the bytes themselves, too.
+    """
 
     url: str
     size: int
     version: str
+    etag: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,9 +92,15 @@ class Objects:
         self._store_of = lru_cache(_KNOWN_STORAGES)(self._open)
 
     def read(
-        self, url: str, offset: int = 0, length: int | None = None, *, size: int | None = None
+        self,
+        url: str,
+        offset: int = 0,
+        length: int | None = None,
+        *,
+        size: int | None = None,
+        etag: str | None = None,
     ) -> bytes:
-        """Return an object's bytes, or ``length`` of them, if the whole of it has ``size``.
+        """Return an object's bytes, or ``length`` of them, if it has this ``size`` and ``etag``.
 
         Raises:
             ObjectError: it cannot be read, is another one (``changed``) or ends early.
@@ -90,7 +109,7 @@ class Objects:
             return b""
         with _as_object_errors(url):
             if _is_fsspec(url):
-                return _checked(url, length, _fsspec_read(url, offset, length, size))
+                return _checked(url, length, _fsspec_read(url, offset, length, size, etag))
             patience = self._patience
             for attempt in stamina.retry_context(
                 on=_BrokenOffError,
@@ -99,16 +118,18 @@ class Objects:
                 wait_initial=patience.first_pause_seconds,
             ):
                 with attempt:
-                    return _checked(url, length, self._get(url, offset, length, size))
+                    return _checked(url, length, self._get(url, offset, length, size, etag))
         raise AssertionError("unreachable: the last attempt returns or raises")
 
-    def _get(self, url: str, offset: int, length: int | None, size: int | None) -> bytes:
+    def _get(
+        self, url: str, offset: int, length: int | None, size: int | None, etag: str | None
+    ) -> bytes:
         store, path = self._locate(url)
         options: Any = {} if length is None else {"range": (offset, offset + length)}
+        if etag is not None and url.partition("://")[0] in _CLOUD:
+            options["if_match"] = etag  # web servers may refuse what they themselves have named
         found = obstore.get(store, path, options=options)
-        whole = found.meta["size"]
-        if size is not None and whole != size:
-            raise ObjectError("changed", f"{url} has {whole} bytes now, not {size} as listed")
+        _check_same(url, (size, etag), (found.meta["size"], found.meta["e_tag"]))
         try:
             return bytes(found.bytes())
         except exceptions.GenericError as error:
@@ -197,19 +218,41 @@ def _checked(url: str, length: int | None, data: bytes) -> bytes:
 
 def _facts(url: str, meta: Any) -> ObjectFacts:
     version = meta["e_tag"] or meta["version"] or meta["last_modified"].isoformat()
-    return ObjectFacts(url, meta["size"], str(version))
+    return ObjectFacts(url, meta["size"], str(version), meta["e_tag"])
 
 
 def _fsspec_facts(url: str, info: Any) -> ObjectFacts:
-    named = ("ETag", "etag", "blob_id", "oid", "md5Hash", "LastModified", "last_modified", "mtime")
-    version = next((str(info[name]) for name in named if info.get(name)), "")
-    return ObjectFacts(url, int(info["size"]), version)
+    etag = _first_of(info, _ETAGS)
+    version = etag or _first_of(info, ("LastModified", "last_modified", "mtime")) or ""
+    return ObjectFacts(url, int(info["size"]), version, etag)
 
 
-def _fsspec_read(url: str, offset: int, length: int | None, size: int | None) -> bytes:
+def _first_of(info: Any, names: tuple[str, ...]) -> str | None:
+    return next((str(info[name]) for name in names if info.get(name)), None)
+
+
+def _check_same(
+    url: str, listed: tuple[int | None, str | None], found: tuple[int, str | None]
+) -> None:
+    """Raise `ObjectError` unless size and ETag are those listed, as far as both are known."""
+    if listed[0] not in {None, found[0]}:
+        raise ObjectError("changed", f"{url} has {found[0]} bytes now, not {listed[0]} as listed")
+    old, new = (None if etag is None else etag.removeprefix("W/") for etag in (listed[1], found[1]))
+    if None not in {old, new} and old != new:
+        raise ObjectError("changed", _replaced(url))
+
+
+def _replaced(url: str) -> str:
+    return f"{url} has changed since it was listed: it is another version of the same size"
+
+
+def _fsspec_read(
+    url: str, offset: int, length: int | None, size: int | None, etag: str | None
+) -> bytes:
     storage, path = storage_of(url)
-    if size is not None and storage.info(path)["size"] != size:
-        raise ObjectError("changed", f"{url} no longer has {size} bytes, as listed")
+    if size is not None or etag is not None:
+        now = _fsspec_facts(url, storage.info(path))
+        _check_same(url, (size, etag), (now.size, now.etag))
     end = None if length is None else offset + length
     data: bytes = storage.cat_file(path, start=offset or None, end=end)
     return data
@@ -232,6 +275,8 @@ class _as_object_errors:  # noqa: N801  -- reads as a clause
 
 def _object_error(url: str, error: Exception) -> ObjectError:
     shown = urlsplit(url)._replace(query="").geturl()  # a query may hold a signature
+    if isinstance(error, exceptions.PreconditionError):
+        return ObjectError("changed", f"{shown} has changed since it was listed")
     # What the hub's file system raises says only in its cause that a repository may be private.
     is_hidden = "RepositoryNotFound" in type(error.__cause__).__name__
     if is_hidden or _is_refusal(error):
@@ -239,6 +284,8 @@ def _object_error(url: str, error: Exception) -> ObjectError:
         return ObjectError("refused", f"{shown} may not be read: {hint}")
     if isinstance(error, exceptions.NotFoundError | FileNotFoundError) or status_of(error) == 404:
         return ObjectError("missing", f"there is no {shown}")
+    if "Account must be specified" in str(error):
+        return ObjectError("refused", f"{shown} cannot be read: {_AZURE}")
     reason = str(error).partition("\n")[0].rpartition(" - ")[2].strip() or type(error).__name__
     query = urlsplit(url).query
     if query:
@@ -277,9 +324,26 @@ def read_object(place: ObjectPlace, objects: Objects = OBJECTS) -> bytes:
         NotHereError: the storage cannot be reached from here or refuses, or the object is another.
         PlaceError: there is no such object.
     """
+    return _read_object(place, objects, is_lister=False)
+
+
+def read_own_object(place: ObjectPlace, objects: Objects = OBJECTS) -> bytes:
+    """Return the bytes of a place on the machine that listed it.
+
+    Raises:
+        NotHereError: the storage cannot be reached from here or refuses.
+        PlaceError: there is no such object, or it has become another: here the URL cannot mean
+            another storage's.
+    """
+    return _read_object(place, objects, is_lister=True)
+
+
+def _read_object(place: ObjectPlace, objects: Objects, *, is_lister: bool) -> bytes:
     try:
-        return objects.read(place.url, place.offset, place.length, size=place.size)
+        return objects.read(place.url, place.offset, place.length, size=place.size, etag=place.etag)
     except ObjectError as error:
+        if error.kind == "changed" and is_lister:
+            raise PlaceError(CHANGED, str(error)) from error
         if error.kind == "missing":
             raise PlaceError(MISSING, str(error)) from error
         raise NotHereError(str(error)) from error

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Final, assert_never
+from typing import Final, TypeVar, assert_never
 
 from caption_flow.places.cells import CellReader
-from caption_flow.places.files import read_file, read_own_file
+from caption_flow.places.files import OpenedFile, open_own_file, read_file, read_own_file
 from caption_flow.places.links import LinkReader
-from caption_flow.places.objects import read_object
+from caption_flow.places.objects import read_object, read_own_object
 from caption_flow.protocol.places import CellPlace, FilePlace, LinkPlace, ObjectPlace, Place
+
+T = TypeVar("T")
 
 _THREADS: Final = 16
 
@@ -23,6 +26,7 @@ class PlaceReader:
 
     def __init__(self, *, threads: int = _THREADS, is_lister: bool = False) -> None:
         self._read_file = read_own_file if is_lister else read_file
+        self.read_object = read_own_object if is_lister else read_object
         self._cells = CellReader()
         self._links = LinkReader()
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="read")
@@ -39,13 +43,22 @@ class PlaceReader:
             case FilePlace():
                 return await loop.run_in_executor(self._pool, self._read_file, place)
             case ObjectPlace():
-                return await loop.run_in_executor(self._pool, read_object, place)
+                return await loop.run_in_executor(self._pool, self.read_object, place)
             case CellPlace():
                 return await loop.run_in_executor(self._pool, self._cells.read, place)
             case LinkPlace():
                 return await self._links.read(place.url)
             case _:
                 assert_never(place)
+
+    async def run(self, work: Callable[[], T]) -> T:
+        """Have something done in one of the threads."""
+        return await asyncio.get_running_loop().run_in_executor(self._pool, work)
+
+    @staticmethod
+    def open_file(place: FilePlace) -> OpenedFile:
+        """Open a file on the machine that listed it; blocking. See `open_own_file`."""
+        return open_own_file(place)
 
     async def close(self) -> None:
         """Stop the threads; what they are at is finished, nothing more is begun."""

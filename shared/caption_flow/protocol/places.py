@@ -28,13 +28,15 @@ class ObjectPlace(msgspec.Struct, frozen=True, array_like=True, tag="object"):
     """An object of the dataset's own storage, or ``length`` bytes of it from ``offset``.
 
     ``url`` is ``https://``, ``s3://``, ``hf://`` or of another storage; ``size`` is the whole
-    object's, where it is known: one of another size is another object.
+    object's, where it is known: one of another size is another object. So is one of another
+    ``etag``, which is what its storage calls this version of it, where it names versions.
     """
 
     url: str
     offset: int = 0
     length: int | None = None
     size: int | None = None
+    etag: str | None = None
 
 
 class CellPlace(msgspec.Struct, frozen=True, array_like=True, tag="cell"):

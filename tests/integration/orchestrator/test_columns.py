@@ -16,6 +16,7 @@ from structlog.testing import capture_logs
 
 from caption_flow.orchestrator.assembly import assemble
 from caption_flow.orchestrator.sources.base import SourceError
+from caption_flow.orchestrator.sources.sidecars import Sidecars
 from caption_flow.protocol.messages import Finished, Grant, Want
 from caption_flow.storage.exported import exported_from
 from tests.integration.orchestrator.parties import (
@@ -229,6 +230,22 @@ async def test_metadata_that_names_no_image_is_counted(tmp_path: Path, root: Pat
 
     (entry,) = [entry for entry in logs if "metadata names files" in entry["event"]]
     assert (entry["files"], entry["such_as"]) == (2, ["gone too.bmp", "gone.bmp"])
+    image(root, "b.bmp", 2)
+    with capture_logs() as logs:
+        await told(tmp_path, "{column:title}")
+    assert not [entry for entry in logs if "metadata names files" in entry["event"]]
+
+
+async def test_to_send_an_image_nothing_beside_it_is_read(
+    tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    picture = image(root, "a.bmp")
+    (root / "a.json").write_text('{"title": "A cat"}')
+    async with led(tmp_path, images=0, **asking("{column:title}")) as run:
+        worker = await run.join()
+        granted = await worker.lease()
+        monkeypatch.setattr(Sidecars, "columns_of", None)
+        assert (await worker.image(granted.lease, 0)).payload == picture.read_bytes()
 
 
 async def test_a_text_is_read_once_so_that_no_caption_of_the_run_comes_back(

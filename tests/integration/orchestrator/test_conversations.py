@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
-from collections.abc import Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from caption_flow.protocol.messages import (
     Trim,
     Want,
 )
-from caption_flow.protocol.places import FilePlace, Place
+from caption_flow.protocol.places import FilePlace
 from caption_flow.protocol.rows import FAILED, Row
 from caption_flow.storage.errors import StorageFullError
 from caption_flow.storage.writes import CommitRows
@@ -352,13 +352,13 @@ async def test_image_bytes_are_sent_within_ones_own_lease_and_not_beyond(tmp_pat
 async def test_a_dataset_that_can_no_longer_be_read_is_an_answer_to_who_asks_for_an_image(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken(shard: str, items: Sequence[int]) -> tuple[Item, ...]:
+    def broken(shard: str, item: int) -> Item:
         raise SourceError(f"the shard {shard} has changed")
 
     async with led(tmp_path) as run:
         worker = await run.join()
         granted = await worker.lease()
-        monkeypatch.setattr(run.orchestrator._source, "describe", broken)
+        monkeypatch.setattr(run.orchestrator._source, "locate", broken)
         image = await worker.image(granted.lease, granted.items[0].index)
         assert "the shard default has changed" in image.error
 
@@ -551,14 +551,14 @@ async def test_a_worker_that_reads_nothing_costs_a_bounded_amount_of_memory(
         other = await run.join()
         granted = await worker.lease()
         reads = 0
-        read = run.orchestrator._places.read
+        read = run.orchestrator._places.run
 
-        async def counted(place: Place) -> bytes:
+        async def counted(work: Callable[[], Any]) -> Any:
             nonlocal reads
             reads += 1
-            return await read(place)
+            return await read(work)
 
-        run.orchestrator._places.read = counted  # type: ignore[method-assign]
+        run.orchestrator._places.run = counted  # type: ignore[method-assign]
         asked = items_of(granted) * (500 // len(granted.items))
         await worker.send(Fetch(granted.lease, tuple(asked)))
         await until(lambda: reads >= 8)

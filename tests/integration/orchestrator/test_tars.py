@@ -8,11 +8,12 @@ import json
 import os
 import tarfile
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from caption_flow.config.dataset import DatasetConfig
 from caption_flow.orchestrator.sources import tar_shelf
@@ -125,6 +126,64 @@ async def test_samples_are_what_follows_each_other_with_one_key(tmp_path: Path) 
     assert [read(item) for item in items if item.place] == [b"a1", b"b1", b"d0"]
     assert items[2].place is None
     assert "has no image, only txt" in items[2].reason
+
+
+def remarks(logs: Sequence[Mapping[str, Any]]) -> list[str]:
+    return [entry["remark"] for entry in logs if entry["event"] == "a tar is not as it might seem"]
+
+
+async def test_of_files_of_one_name_the_last_counts_and_that_is_said(tmp_path: Path) -> None:
+    members = [
+        ("a.jpg", b"old a"),
+        ("a.txt", b"of a"),
+        ("b.jpg", b"older b"),
+        ("b.jpg", b"old b"),
+        ("c.jpg", b"c"),
+        ("./a.jpg", b"new a"),
+        ("b.jpg", b"new b"),
+    ]
+    write_tar(tmp_path / "x.tar", members)
+    with capture_logs() as logs:
+        opened = Opened(tmp_path / "x.tar", tmp_path / "run", columns=("txt",))
+        items = await opened.items()
+    assert {item.key: read(item) for item in items} == {
+        "x.tar/a": b"new a",
+        "x.tar/b": b"new b",
+        "x.tar/c": b"c",
+    }
+    assert [item.columns for item in items] == [{"txt": "of a"}, {}, {}]
+    with tarfile.open(tmp_path / "x.tar") as tar:
+        tar.extractall(tmp_path / "unpacked", filter="data")
+    for item in items:
+        name = (item.path or b"").decode().removeprefix("x.tar/")
+        assert (tmp_path / "unpacked" / name).read_bytes() == read(item)
+    assert remarks(logs) == ["files passed over, since a later one has the same name: 3"]
+
+
+async def test_a_key_that_comes_again_is_the_same_sample_and_nothing_is_lost_silently(
+    tmp_path: Path,
+) -> None:
+    members = [
+        ("a.jpg", b"a"),
+        ("b.jpg", b"b"),
+        ("a.txt", b"of a"),
+        ("b.txt", b"of b"),
+        ("a.png", b"a, too"),
+        ("c.jpg", b"c"),
+    ]
+    write_tar(tmp_path / "x.tar", members)
+    with capture_logs() as logs:
+        opened = Opened(tmp_path / "x.tar", tmp_path / "run", columns=("txt",))
+        items = await opened.items()
+    assert [(item.key, read(item), item.columns) for item in items] == [
+        ("x.tar/a", b"a", {"txt": "of a"}),
+        ("x.tar/b", b"b", {"txt": "of b"}),
+        ("x.tar/c", b"c", {}),
+    ]
+    assert remarks(logs) == [
+        "samples whose files do not follow each other, taken together: 2",
+        "images not captioned, since another of their sample comes first: 1",
+    ]
 
 
 async def test_other_members_are_columns_where_prompts_name_them(tmp_path: Path) -> None:
@@ -368,6 +427,12 @@ async def test_a_dataset_that_moved_is_the_same(tmp_path: Path) -> None:
 # ---------------------------------------------------------------- in storages
 
 
+@pytest.fixture
+def no_stores() -> None:
+    """Have stores opened anew, with the test's own settings."""
+    OBJECTS._store_of.cache_clear()
+
+
 def contents(root: Path, prefix: str) -> dict[str, bytes]:
     return {f"{prefix}{path.name}": path.read_bytes() for path in sorted(root.iterdir())}
 
@@ -468,6 +533,45 @@ async def test_a_column_that_no_sample_has_is_refused_also_when_prompts_change(
     assert (await opened.items())[5].columns == {"txt": "text 5", "number": 5}
 
 
+@pytest.mark.parametrize("where", ["here", "there"])
+async def test_of_a_tar_that_is_replaced_while_the_run_goes_on_no_other_image_is_taken(
+    tmp_path: Path, where: str
+) -> None:
+    write_tar(tmp_path / "set/x.tar", [("1.jpg", b"one"), ("1.txt", b"of one"), ("2.jpg", b"two")])
+    write_tar(tmp_path / "y.tar", [("1.jpg", b"ONE"), ("1.txt", b"OF ONE"), ("2.jpg", b"TWO")])
+    async with object_server(contents(tmp_path / "set", "/")) as server:
+        location = f"{server.url}/x.tar" if where == "there" else str(tmp_path / "set/x.tar")
+        dataset = {"type": "webdataset", "dataset_path": location}
+        async with led(tmp_path, root=tmp_path / "set", dataset=dataset) as run:
+            worker = await run.join()
+            granted = await worker.lease()
+            assert (await worker.image(granted.lease, 0)).payload == b"one"
+            server.files["/x.tar"] = (tmp_path / "y.tar").read_bytes()
+            (tmp_path / "y.tar").replace(tmp_path / "set/x.tar")
+            for item in (0, 1):
+                image = await worker.image(granted.lease, item)
+                assert (image.payload, image.kind) == (b"", "image_changed")
+                assert "changed since it was listed" in image.error
+
+
+@pytest.mark.parametrize("where", ["here", "there"])
+async def test_of_a_tar_that_was_replaced_no_other_column_is_taken(
+    tmp_path: Path, where: str
+) -> None:
+    write_tar(tmp_path / "set/x.tar", [("1.jpg", b"one"), ("1.txt", b"of one")])
+    write_tar(tmp_path / "y.tar", [("1.jpg", b"ONE"), ("1.txt", b"OF ONE")])
+    async with object_server(contents(tmp_path / "set", "/")) as server:
+        location = f"{server.url}/x.tar" if where == "there" else str(tmp_path / "set/x.tar")
+        source = await Opened(location, tmp_path / "run", columns=("txt",)).list_all()
+        (before,) = await asyncio.to_thread(source.describe, "x.tar", [0])
+        assert before.columns == {"txt": "of one"}
+        server.files["/x.tar"] = (tmp_path / "y.tar").read_bytes()
+        (tmp_path / "y.tar").replace(tmp_path / "set/x.tar")
+        with pytest.raises(ShardError, match="changed since it was listed"):
+            await asyncio.to_thread(source.describe, "x.tar", [0])
+        source.close()
+
+
 async def test_members_that_are_large_are_skipped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -478,8 +582,8 @@ async def test_members_that_are_large_are_skipped(
     read: list[int] = []
     real = OBJECTS.read
 
-    def counted(url: str, *ranges: int, **size: int) -> bytes:
-        data = real(url, *ranges, **size)
+    def counted(url: str, *ranges: int, **version: Any) -> bytes:
+        data = real(url, *ranges, **version)
         read.append(len(data))
         return data
 
@@ -503,6 +607,38 @@ async def test_tars_in_a_bucket_are_found_and_read(tmp_path: Path) -> None:
             opened = Opened(f"{bucket}/{path}", tmp_path / f"run {number}")
             assert by_path(await opened.items()) == written
         assert names(f"{bucket}/all/set/*2.tar") == ["shard-000002.tar"]
+
+
+async def test_tars_in_a_bucket_of_google_are_found_and_read(
+    tmp_path: Path, no_stores: None
+) -> None:
+    written = write_shards(tmp_path / "set", shards=3, samples=4)
+    with s3_server(contents(tmp_path / "set", "all/set/"), as_google=True) as bucket:
+        opened = Opened(f"{bucket}/all/set", tmp_path / "run", columns=("txt",))
+        items = await opened.items()
+        assert by_path(items) == written
+        assert items[0].columns == {"txt": "text 0"}
+
+
+@pytest.mark.parametrize("scheme", ["az", "abfs"])
+async def test_tars_in_a_container_of_azure_are_found_and_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_stores: None, scheme: str
+) -> None:
+    written = write_shards(tmp_path / "set", shards=3, samples=4)
+    async with object_server(contents(tmp_path / "set", "/pictures/all/set/")) as server:
+        monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_NAME", "account")
+        monkeypatch.setenv("AZURE_ENDPOINT", server.url)
+        monkeypatch.setenv("AZURE_SKIP_SIGNATURE", "true")
+        opened = Opened(f"{scheme}://pictures/all/set", tmp_path / "run")
+        assert await asyncio.to_thread(by_path, await opened.items()) == written
+
+
+async def test_an_azure_container_without_an_account_says_what_to_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_stores: None
+) -> None:
+    monkeypatch.delenv("AZURE_STORAGE_ACCOUNT_NAME", raising=False)
+    with pytest.raises(SourceError, match="set AZURE_STORAGE_ACCOUNT_NAME"):
+        await Opened("az://pictures/all/set", tmp_path / "run").list_all()
 
 
 # ---------------------------------------------------------------- in a run

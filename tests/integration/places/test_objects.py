@@ -6,12 +6,20 @@ import asyncio
 import random
 from collections.abc import Iterator
 
+import boto3
+import msgspec
 import pytest
 
 from caption_flow.places.base import NotHereError, PlaceError
-from caption_flow.places.objects import ObjectError, Objects, Patience, read_object
+from caption_flow.places.objects import (
+    ObjectError,
+    Objects,
+    Patience,
+    read_object,
+    read_own_object,
+)
 from caption_flow.protocol.places import ObjectPlace
-from tests.support.object_server import ObjectServer, object_server, s3_server
+from tests.support.object_server import ObjectServer, etag_of, object_server, s3_server
 
 DATA = random.Random(5).randbytes(300_000)
 HASTY = Patience(
@@ -73,6 +81,28 @@ async def test_an_object_of_another_size_is_another_object() -> None:
             await read(place(server, size=None))
 
 
+async def test_an_object_of_another_etag_is_another_object_though_its_size_is_the_same() -> None:
+    async with object_server({"/a.bin": DATA}) as server:
+        facts = await asyncio.to_thread(Objects(HASTY).facts, place(server).url)
+        listed = msgspec.structs.replace(place(server), etag=facts.etag)
+        assert await read(listed) == DATA[1000:6000]
+        server.files["/a.bin"] = DATA[::-1]
+        with pytest.raises(NotHereError, match="changed since it was listed"):
+            await read(listed)
+        with pytest.raises(PlaceError, match="changed since it was listed") as changed:
+            await asyncio.to_thread(read_own_object, listed, Objects(HASTY))
+        assert changed.value.kind == "image_changed"
+        assert server.requests["GET"] == 3, "what has changed is not asked for again"
+
+
+@pytest.mark.parametrize("now", ["none", "weak"])
+async def test_an_etag_that_is_not_given_or_given_as_weak_is_no_other_one(now: str) -> None:
+    async with object_server({"/a.bin": DATA}) as server:
+        server.has_etags, server.has_weak_etags = now != "none", now == "weak"
+        listed = msgspec.structs.replace(place(server), etag=etag_of(DATA))
+        assert await read(listed) == DATA[1000:6000]
+
+
 async def test_a_missing_object_is_a_row_and_a_refused_one_is_not() -> None:
     async with object_server({"/a.bin": DATA}) as server:
         with pytest.raises(PlaceError, match=r"there is no http.*/b\.bin") as found:
@@ -129,3 +159,34 @@ def test_s3_objects_are_listed_looked_at_and_read(s3: str) -> None:
         read_object(ObjectPlace(f"{s3}/set/none", 0, 5), objects)
     with pytest.raises(ObjectError):
         list(objects.below("s3://another/set"))
+
+
+def test_an_s3_object_that_was_replaced_by_one_of_the_same_size_is_another(s3: str) -> None:
+    objects = Objects(HASTY)
+    url = f"{s3}/set/deep/b.bin"
+    facts = objects.facts(url)
+    listed = ObjectPlace(url, 1000, 5000, facts.size, facts.etag)
+    assert read_object(listed, objects) == DATA[1000:6000]
+    client = boto3.client("s3")
+    client.put_object(Bucket="pictures", Key="set/deep/b.bin", Body=DATA[::-1])
+    client.close()
+    with pytest.raises(NotHereError, match="changed since it was listed"):
+        read_object(listed, objects)
+    with pytest.raises(PlaceError) as changed:
+        read_own_object(listed, objects)
+    assert changed.value.kind == "image_changed"
+
+
+class _EarlierPlace(msgspec.Struct, array_like=True, tag="object"):
+    url: str
+    offset: int
+    length: int
+    size: int
+
+
+def test_places_of_peers_that_know_no_etags_are_understood_both_ways() -> None:
+    encoded = msgspec.msgpack.encode(_EarlierPlace("s3://b/a", 1, 2, 3))
+    listed = msgspec.msgpack.decode(encoded, type=ObjectPlace)
+    assert listed == ObjectPlace("s3://b/a", 1, 2, 3)
+    encoded = msgspec.msgpack.encode(ObjectPlace("s3://b/a", 1, 2, 3, '"x"'))
+    assert msgspec.msgpack.decode(encoded, type=_EarlierPlace).size == 3

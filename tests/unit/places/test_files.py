@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from caption_flow.places.base import NotHereError
+from caption_flow.places.base import NotHereError, PlaceError
 from caption_flow.places.files import read_file, read_own_file
 from caption_flow.places.reader import PlaceReader
 from caption_flow.protocol.places import FilePlace
@@ -46,8 +46,9 @@ def test_its_lister_reads_a_whole_file_as_it_is_now_and_a_part_only_of_the_same(
     listed, part = place_of(file), place_of(file, 2, 4)
     file.write_bytes(b"something longer")
     assert read_own_file(listed) == b"something longer"
-    with pytest.raises(NotHereError, match="has changed since it was listed"):
+    with pytest.raises(PlaceError, match="has changed since it was listed") as changed:
         read_own_file(part)
+    assert changed.value.kind == "image_changed"
 
 
 def test_what_is_no_file_is_not_here(file: Path, tmp_path: Path) -> None:

@@ -6,8 +6,10 @@ Knows messages and who may send them. What an event leads to is the leader's bus
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Mapping
+from collections.abc import AsyncGenerator, Collection, Mapping
+from contextlib import aclosing
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Final, Protocol
 
 import structlog
@@ -15,8 +17,10 @@ from websockets.asyncio.server import ServerConnection
 from websockets.exceptions import ConnectionClosed
 
 from caption_flow.orchestrator.core import events as ev
+from caption_flow.orchestrator.server.allowance import Allowance
 from caption_flow.orchestrator.server.auth import Identity
 from caption_flow.orchestrator.server.session import NORMAL, POLICY_VIOLATION, Outgoing, close
+from caption_flow.places.portions import Room
 from caption_flow.protocol.codec import ProtocolError, decode_from_observer, decode_from_worker
 from caption_flow.protocol.messages import (
     Drain,
@@ -90,8 +94,11 @@ class Leader(Protocol):
         """Return the shard of the items if the worker may read them, else None."""
         ...
 
-    async def read_image(self, lease: int, shard: str, item: int) -> Image:
-        """Return an item's bytes, or why there are none."""
+    def read_image(self, lease: int, shard: str, item: int, room: Room) -> AsyncGenerator[Image]:
+        """Yield an item's bytes, whole or in portions, or why there are none.
+
+        Each has its room in memory until the next is asked for.
+        """
         ...
 
     def report(self) -> dict[str, object]:
@@ -108,6 +115,7 @@ class Conversations:
 
     def __init__(self, leader: Leader) -> None:
         self._leader = leader
+        self._allowance = Allowance()
         self.links: dict[str, Link] = {}
 
     async def serve(self, connection: ServerConnection, identity: Identity) -> None:
@@ -225,7 +233,10 @@ class Conversations:
     async def _send_image(self, link: Link, lease: int, shard: str, item: int) -> None:
         async with link.reads:
             # One image at a time per slot: what is read waits in the socket, not in memory.
-            await link.outgoing.send_image(await self._leader.read_image(lease, shard, item))
+            room = partial(self._allowance.hold, link.session)
+            async with aclosing(self._leader.read_image(lease, shard, item, room)) as images:
+                async for image in images:
+                    await link.outgoing.send_image(image)
 
     # ------------------------------------------------------------------ observers
 

@@ -118,8 +118,8 @@ class Outgoing:
     def _next_piece(self) -> Image:
         image, handed_over = self._images[0]
         begin, end = self._offset, self._offset + PIECE_BYTES
-        more = end < len(image.payload)
-        if more:
+        is_last = end >= len(image.payload)
+        if not is_last:
             self._offset = end
         else:
             self._offset = 0
@@ -132,8 +132,8 @@ class Outgoing:
             image.item,
             piece,  # type: ignore[arg-type]  # encoded like bytes
             image.error,
-            begin,
-            more,
+            image.offset + begin,
+            image.more or not is_last,
             image.kind,
         )
 

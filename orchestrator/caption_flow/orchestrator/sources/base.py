@@ -168,5 +168,9 @@ class Source(ABC):
         everything else goes on. Raises `SourceError`: the run ends with it.
         """
 
+    def locate(self, shard: str, item: int) -> Item | None:
+        """Describe one item, perhaps without its columns; otherwise as `describe`."""
+        return next(iter(self.describe(shard, [item])), None)
+
     def close(self) -> None:  # noqa: B027  -- most have nothing to free
         """Free what was opened; idempotent."""

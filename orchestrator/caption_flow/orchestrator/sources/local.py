@@ -157,10 +157,15 @@ class LocalSource(Source):
         if self._sidecars is not None and self._data_dir is not None:
             with written_by(self._data_dir) as earlier:
                 entries = [self._with_columns(entry, self._sidecars, earlier) for entry in entries]
-        return tuple(
-            Item(entry.index, self._place_of(entry), path=entry.path, columns=entry.columns)
-            for entry in entries
-        )
+        return tuple(self._item(entry) for entry in entries)
+
+    def locate(self, shard: str, item: int) -> Item | None:
+        """See the port; nothing beside the image is read."""
+        return next(map(self._item, self._catalog.entries(shard, [item])), None)
+
+    def _item(self, entry: CatalogEntry) -> Item:
+        place = self._place_of(entry)
+        return Item(entry.index, place, path=entry.path, columns=entry.columns)
 
     def _with_columns(
         self, entry: CatalogEntry, sidecars: Sidecars, earlier: Exported | None
@@ -174,10 +179,13 @@ class LocalSource(Source):
         return replace(entry, columns=columns)
 
     def _look_for_metadata_without_image(self) -> None:
-        """Log how many of the images that metadata names are not in the run; blocking."""
+        """Log how many of the images that metadata names are not in the run; blocking.
+
+        Once for each version of a metadata file: a run that goes on need not look again.
+        """
         if self._sidecars is None:
             return
-        paths = self._sidecars.metadata.paths()
+        paths = self._sidecars.metadata.unchecked()
         gone, examples = 0, list[str]()
         while batch := list(islice(paths, _BATCH)):
             known = self._catalog.find(SHARD, batch)
@@ -188,6 +196,7 @@ class LocalSource(Source):
             log.warning(
                 "metadata names files that are not among the images", files=gone, such_as=examples
             )
+        self._sidecars.metadata.checked()
 
     def _place_of(self, entry: CatalogEntry) -> FilePlace | None:
         if entry.path is None or entry.size is None or entry.mtime_ns is None:

@@ -14,7 +14,7 @@ import os
 import sqlite3
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -33,16 +33,21 @@ _NAMES: Final = (b"metadata.csv", b"metadata.jsonl", b"metadata.parquet")
 _LAYOUT: Final = """
 CREATE TABLE IF NOT EXISTS names (names TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS files (
-    file INTEGER PRIMARY KEY, path BLOB UNIQUE NOT NULL, size INTEGER, mtime_ns INTEGER,
-    columns TEXT NOT NULL
+    file INTEGER PRIMARY KEY AUTOINCREMENT, path BLOB UNIQUE NOT NULL, size INTEGER,
+    mtime_ns INTEGER, columns TEXT NOT NULL, is_checked INTEGER NOT NULL DEFAULT 0
 );
 CREATE TABLE IF NOT EXISTS rows (
     path BLOB, file INTEGER, columns BLOB NOT NULL, PRIMARY KEY (path, file)
 ) WITHOUT ROWID;
 """
+_LAYOUT_VERSION: Final = 2
 _FIND: Final = """
 SELECT rows.columns FROM rows JOIN files USING (file) WHERE rows.path = ?
 ORDER BY length(files.path)
+"""
+_UNCHECKED: Final = """
+SELECT DISTINCT rows.path FROM rows CROSS JOIN files USING (file)
+WHERE rows.path > ? AND NOT files.is_checked ORDER BY rows.path LIMIT 1000
 """
 
 
@@ -63,6 +68,9 @@ class MetadataIndex:
         """Sentences about metadata files that could not be used: one a file."""
         for known in [path for (path,) in self._connection.execute("SELECT path FROM files")]:
             self._read(known)
+        # Once, however many files have changed: it goes through all rows.
+        self._connection.execute("DELETE FROM rows WHERE file NOT IN (SELECT file FROM files)")
+        self._connection.commit()
 
     def enter(self, path: bytes) -> None:
         """Read the metadata of the folders an image lies in; images come in the order of `scan`."""
@@ -89,17 +97,30 @@ class MetadataIndex:
         with self._lock, closing(self._connection.execute("SELECT columns FROM files")) as rows:
             return {name for (columns,) in rows for name in json.loads(columns)}
 
-    def paths(self) -> Iterator[bytes]:
-        """Yield the images that metadata names, in order; other calls may come in between."""
+    def unchecked(self) -> Iterator[bytes]:
+        """Yield the images that metadata read since `checked` names, in order.
+
+        Other calls may come in between.
+        """
         after = b""
-        query = "SELECT DISTINCT path FROM rows WHERE path > ? ORDER BY path LIMIT 1000"
-        while True:
+        while self._has_unchecked():
             with self._lock:
-                batch = [path for (path,) in self._connection.execute(query, (after,))]
+                batch = [path for (path,) in self._connection.execute(_UNCHECKED, (after,))]
             if not batch:
                 return
             yield from batch
             after = batch[-1]
+
+    def _has_unchecked(self) -> bool:
+        query = "SELECT EXISTS (SELECT * FROM files WHERE NOT is_checked)"
+        with self._lock:
+            return bool(self._connection.execute(query).fetchone()[0])
+
+    def checked(self) -> None:
+        """Remember that whatever `unchecked` yields has been looked for."""
+        with self._lock:
+            self._connection.execute("UPDATE files SET is_checked = 1")
+            self._connection.commit()
 
     def close(self) -> None:
         """Close the index; idempotent."""
@@ -109,17 +130,16 @@ class MetadataIndex:
     def _read(self, path: bytes) -> None:
         """Bring the index up to what one metadata file says now; it may be gone."""
         file = os.path.join(self._root, path)  # noqa: PTH118  -- bytes
-        try:
+        facts: tuple[int, int] | None = None
+        with suppress(OSError):
             status = os.stat(file)  # noqa: PTH116  -- bytes
-        except OSError:
-            with self._lock:
-                self._forget(path)
-                self._connection.commit()
-            return
-        facts = (status.st_size, status.st_mtime_ns)
+            facts = (status.st_size, status.st_mtime_ns)
         query = "SELECT size, mtime_ns FROM files WHERE path = ?"
         with self._lock:
             if self._connection.execute(query, (path,)).fetchone() == facts:
+                return
+            self._forget(path)
+            if facts is None:
                 return
             try:
                 self._take_in(path, file, facts)
@@ -131,13 +151,11 @@ class MetadataIndex:
                 log.warning("a metadata file is passed over", reason=sentence)
 
     def _forget(self, path: bytes) -> None:
-        self._connection.execute(
-            "DELETE FROM rows WHERE file IN (SELECT file FROM files WHERE path = ?)", (path,)
-        )
+        """Forget a file; its rows count no more, and are removed when the index is next opened."""
         self._connection.execute("DELETE FROM files WHERE path = ?", (path,))
+        self._connection.commit()
 
     def _take_in(self, path: bytes, file: bytes, facts: tuple[int, int]) -> None:
-        self._forget(path)
         columns, rows = _READERS[os.path.splitext(path)[1]](file, self._names)  # noqa: PTH122
         if _FILE_NAME not in columns:
             raise MetadataError(
@@ -181,7 +199,7 @@ def was_made_for(data_dir: Path, names: Sequence[str]) -> bool:
 
 def _open_index(path: Path, names: Sequence[str]) -> sqlite3.Connection:
     """Open the index, empty if it was made for other columns or is damaged."""
-    wanted = json.dumps(sorted(names))
+    wanted = json.dumps([_LAYOUT_VERSION, *sorted(names)])
     try:
         connection = _connected(path)
         if connection.execute("SELECT names FROM names").fetchall() == [(wanted,)]:

@@ -6,7 +6,7 @@ import glob
 import os
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Final
@@ -43,10 +43,14 @@ class Tar:
 
 @dataclass(frozen=True, slots=True)
 class TarFacts:
-    """The state of a tar: size in bytes, and what another version would not have."""
+    """The state of a tar: size in bytes, and what another version would not have.
+
+    ``etag`` is what its storage calls this version, if it names any.
+    """
 
     size: int
     version: str
+    etag: str | None = field(default=None, compare=False)
 
     @property
     def text(self) -> str:
@@ -80,7 +84,7 @@ def facts_of(tar: Tar) -> TarFacts:
     """Look at a tar. Raises `ObjectError` or `OSError`."""
     if tar.is_remote:
         facts = OBJECTS.facts(tar.location)
-        return TarFacts(facts.size, facts.version)
+        return TarFacts(facts.size, facts.version, facts.etag)
     status = Path(tar.location).stat()
     return TarFacts(status.st_size, str(status.st_mtime_ns))
 

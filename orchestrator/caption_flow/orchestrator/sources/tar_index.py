@@ -1,7 +1,9 @@
 """What is in a tar, sample by sample, and where in it: read once, then kept in a compact file.
 
-Samples are grouped as WebDataset does: members that follow each other and have the same path up to
-the first dot of its last part. Blocking; knows nothing of where a tar lies.
+A sample is what has the same path up to the first dot of its last part: its key. WebDataset wants
+such members to follow each other; where they do not they are taken together all the same, so that a
+key is one sample's. Of members of one name the last counts, as when the tar is unpacked. Blocking;
+knows nothing of where a tar lies.
 """
 
 from __future__ import annotations
@@ -57,17 +59,20 @@ class Sample(msgspec.Struct, frozen=True, array_like=True):
 class Index(msgspec.Struct, frozen=True, array_like=True):
     """The samples of a tar of ``size`` bytes, in its order.
 
-    ``trouble`` says what of it could not be read, or is empty.
+    ``trouble`` says what of it could not be read, or is empty; ``remarks`` what people may not
+    expect of what could.
     """
 
     size: int
     samples: tuple[Sample, ...]
     trouble: str = ""
+    remarks: tuple[str, ...] = ()
 
     @property
     def digest(self) -> str:
         """Tell two layouts apart: other names, places or lengths are another digest."""
-        return blake2b(msgspec.msgpack.encode(self), digest_size=12).hexdigest()
+        layout = msgspec.msgpack.encode((self.size, self.samples, self.trouble))
+        return blake2b(layout, digest_size=12).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,8 +99,8 @@ def index_tar(file: IO[bytes], size: int) -> Index:
     if not head:
         raise TarError("is empty")
     troubles: list[str] = []
-    samples = tuple(_samples(_entries(file, size, troubles), size))
-    return Index(size, samples, "; ".join(troubles))
+    samples, remarks = _samples(_entries(file, size, troubles), size)
+    return Index(size, samples, "; ".join(troubles), remarks)
 
 
 def _entries(file: IO[bytes], size: int, troubles: list[str]) -> Iterator[_Entry]:
@@ -134,20 +139,48 @@ def _trouble_at(file: IO[bytes], offset: int, size: int) -> str:
     return f"it is damaged at byte {offset}: what follows is not read"
 
 
-def _samples(entries: Iterable[_Entry], size: int) -> Iterator[Sample]:
-    key: str | None = None
-    members: list[Member] = []
+def _samples(entries: Iterable[_Entry], size: int) -> tuple[tuple[Sample, ...], tuple[str, ...]]:
+    """Return the samples, in the order in which they begin, and what is to be said of them."""
+    groups: dict[str, list[Member]] = {}
+    names: set[str] = set()
+    scattered: set[str] = set()
+    replaced, last = 0, None
     for entry in entries:
         found = _split(entry.name)
         if found is None:
             continue
-        if found[0] != key:
-            if key is not None:
-                yield _sample(key, members, size)
-            key, members = found[0], []
-        members.append(Member(_readable(entry.name), found[1], entry.offset, entry.length))
-    if key is not None:
-        yield _sample(key, members, size)
+        key, suffix = found
+        members = groups.setdefault(key, [])
+        member = Member(_readable(entry.name), suffix, entry.offset, entry.length)
+        name = entry.name.removeprefix("./")
+        if name in names:
+            replaced += 1
+            _replace(members, member)
+        else:
+            if members and key != last:
+                scattered.add(key)
+            names.add(name)
+            members.append(member)
+        last = key
+    samples = tuple(_sample(key, members, size) for key, members in groups.items())
+    return samples, tuple(_remarks(replaced, len(scattered), samples))
+
+
+def _replace(members: list[Member], member: Member) -> None:
+    """Put a member where the earlier one of its name is, as unpacking the tar would."""
+    names = [one.name.removeprefix("./") for one in members]
+    at = names.index(member.name.removeprefix("./"))
+    members[at] = member
+
+
+def _remarks(replaced: int, scattered: int, samples: tuple[Sample, ...]) -> Iterator[str]:
+    if replaced:
+        yield f"files passed over, since a later one has the same name: {replaced}"
+    if scattered:
+        yield f"samples whose files do not follow each other, taken together: {scattered}"
+    second = sum(_is_image(suffix) for one in samples if one.image for suffix in one.others)
+    if second:
+        yield f"images not captioned, since another of their sample comes first: {second}"
 
 
 def _split(name: str) -> tuple[str, str] | None:
@@ -165,13 +198,17 @@ def _sample(key: str, members: list[Member], size: int) -> Sample:
     texts, others = [], []
     for member in members:
         last = member.suffix.rpartition(".")[2]
-        if image is None and last in _IMAGE_SUFFIXES:
+        if image is None and _is_image(member.suffix):
             image = member
         elif last in _TEXT_SUFFIXES and member.offset + member.length <= size:
             texts.append(member)
         else:
             others.append(member.suffix)
     return Sample(_readable(key), image, tuple(texts), tuple(others))
+
+
+def _is_image(suffix: str) -> bool:
+    return suffix.rpartition(".")[2] in _IMAGE_SUFFIXES
 
 
 def _readable(name: str) -> str:
@@ -204,4 +241,5 @@ def index_from_webshart(data: bytes, size: int) -> Index:
         entries and entries[-1].offset + entries[-1].length > size
     ):
         raise TarError("names files beyond the tar's end")
-    return Index(size, tuple(_samples(entries, size)))
+    samples, remarks = _samples(entries, size)
+    return Index(size, samples, remarks=remarks)

@@ -71,7 +71,7 @@ class Shelf:
         found = self.kept(tar.name, facts)
         if found is not None:
             return found
-        found = self._from_webshart(tar, facts.size) or _index_of(tar, facts.size)
+        found = self._from_webshart(tar, facts.size) or _index_of(tar, facts)
         self._keep(tar.name, facts, found)
         return found
 
@@ -120,29 +120,31 @@ class Shelf:
 
 
 def read_member(tar: Tar, facts: TarFacts, member: Member) -> bytes:
-    """Return a member's bytes. Raises `ObjectError`, also if the tar has changed, or `OSError`."""
+    """Return a member's bytes if the tar is still the same. Raises `ObjectError` or `OSError`."""
     if tar.is_remote:
-        return OBJECTS.read(tar.location, member.offset, member.length, size=facts.size)
+        size, etag = facts.size, facts.etag
+        return OBJECTS.read(tar.location, member.offset, member.length, size=size, etag=etag)
     with Path(tar.location).open("rb") as file:
-        found = os.fstat(file.fileno())
-        if facts != TarFacts(found.st_size, str(found.st_mtime_ns)):
-            raise ObjectError("changed", "it has changed since it was listed")
+        status = os.fstat(file.fileno())
+        if TarFacts(status.st_size, str(status.st_mtime_ns)) != facts:
+            raise ObjectError("changed", "the tar has changed since it was listed")
         return os.pread(file.fileno(), member.length, member.offset)
 
 
-def _index_of(tar: Tar, size: int) -> Index:
+def _index_of(tar: Tar, facts: TarFacts) -> Index:
     if not tar.is_remote:
         with Path(tar.location).open("rb") as file:
-            return index_tar(file, size)
-    return index_tar(cast("IO[bytes]", _Blocks(tar.location, size)), size)
+            return index_tar(file, facts.size)
+    return index_tar(cast("IO[bytes]", _Blocks(tar.location, facts)), facts.size)
 
 
 class _Blocks(io.RawIOBase):
     """An object read in blocks: large ones where reads follow each other, small ones elsewhere."""
 
-    def __init__(self, url: str, size: int) -> None:
+    def __init__(self, url: str, facts: TarFacts) -> None:
         self._url = url
-        self._size = size
+        self._size = facts.size
+        self._etag = facts.etag
         self._at = 0
         self._start = 0
         self._block = b""
@@ -177,5 +179,5 @@ class _Blocks(io.RawIOBase):
     def _fetch(self, end: int) -> None:
         is_near = 0 <= self._at - end < _BLOCK
         length = min(_BLOCK if is_near else _SMALL_BLOCK, self._size - self._at)
-        self._block = OBJECTS.read(self._url, self._at, length, size=self._size)
+        self._block = OBJECTS.read(self._url, self._at, length, size=self._size, etag=self._etag)
         self._start = self._at

@@ -52,7 +52,7 @@ _SAMPLES_FOR_COLUMNS: Final = 64
 """So many of the first samples may lack a column that prompts name before it counts as one."""
 
 
-class _Facts(msgspec.Struct, frozen=True):
+class _Facts(msgspec.Struct, frozen=True, omit_defaults=True):
     """What is remembered of a listed tar."""
 
     size: int
@@ -63,10 +63,11 @@ class _Facts(msgspec.Struct, frozen=True):
     """What of it cannot be read."""
     prompted: tuple[str, ...] = ()
     """Columns that prompts named and that its samples were found to have."""
+    etag: str | None = None
 
     @property
     def tar(self) -> TarFacts:
-        return TarFacts(self.size, self.version)
+        return TarFacts(self.size, self.version, self.etag)
 
 
 class TarSource(Source):
@@ -182,6 +183,7 @@ class TarSource(Source):
             index.digest,
             index.trouble,
             self._seen_in.get(tar.name, ()),
+            facts.etag,
         )
 
     def _check_columns(self) -> None:
@@ -241,7 +243,7 @@ class TarSource(Source):
         try:
             now = facts_of(tar)
             if now == known.tar:
-                return known
+                return msgspec.structs.replace(known, etag=now.etag)
             index = self._shelf.index(tar, now)
         except FileNotFoundError:
             return None
@@ -271,7 +273,7 @@ class TarSource(Source):
                 "(--data-dir DIR, storage.data_dir)"
             )
         return msgspec.structs.replace(
-            known, size=now.size, version=now.version, trouble=index.trouble
+            known, size=now.size, version=now.version, trouble=index.trouble, etag=now.etag
         )
 
     def _is_mended(self, name: str, known: _Facts, index: Index) -> bool:
@@ -298,6 +300,15 @@ class TarSource(Source):
 
     def describe(self, shard: str, items: Sequence[int]) -> tuple[Item, ...]:
         """See the port; columns are read where they lie if prompts name any."""
+        return self._describe(shard, items, with_columns=bool(self._columns))
+
+    def locate(self, shard: str, item: int) -> Item | None:
+        """See the port; no column is read."""
+        return next(iter(self._describe(shard, [item], with_columns=False)), None)
+
+    def _describe(
+        self, shard: str, items: Sequence[int], *, with_columns: bool
+    ) -> tuple[Item, ...]:
         facts = self._facts[shard]
         tar = None if shard in self._gone else self._tars.get(shard)
         index = self._shelf.kept(shard, facts.tar)
@@ -307,7 +318,7 @@ class TarSource(Source):
             return tuple(Item(at, None, reason=f"the tar {shard} is gone") for at in items)
         samples = [(at, index.samples[at]) for at in items if at < len(index.samples)]
         columns: Sequence[Mapping[str, Any] | None] = [None] * len(samples)
-        if self._columns and tar is not None:
+        if with_columns and tar is not None:
             try:
                 columns = list(
                     self._pool.map(
@@ -348,6 +359,8 @@ def _remembered(shard: KnownShard) -> _Facts:
 
 
 def _tell_of(tar: Tar, index: Index) -> None:
+    for remark in index.remarks:
+        log.warning("a tar is not as it might seem", tar=tar.name, remark=remark)
     without = sum(sample.image is None for sample in index.samples)
     if without:
         log.warning("samples have no image and will fail", tar=tar.name, samples=without)
@@ -377,7 +390,7 @@ def _item(
 
 def _place(tar: Tar, facts: _Facts, image: Member) -> FilePlace | ObjectPlace:
     if tar.is_remote:
-        return ObjectPlace(tar.location, image.offset, image.length, facts.size)
+        return ObjectPlace(tar.location, image.offset, image.length, facts.size, facts.etag)
     path = os.fsencode(tar.location)
     return FilePlace(path, facts.size, int(facts.version), image.offset, image.length)
 
