@@ -531,6 +531,10 @@ class Orchestrator:
             kind = UNREADABLE if isinstance(error, ShardError) else MISSING
             why = f"its bytes cannot be read: {error}"
             yield Image(lease, item, error=why, kind=kind, offset=sent)
+        except Exception:  # a defect is no reason to have the worker wait for ever
+            log.exception("an image could not be read", shard=shard, item=item)
+            why = "the orchestrator failed while reading it; its log says how"
+            yield Image(lease, item, error=why, kind=MISSING, offset=sent)
 
     def _place_of(self, shard: str, item: int) -> Place:
         """Return where an item is; blocking. Raises `PlaceError`, `ShardError`, `SourceError`."""

@@ -349,18 +349,26 @@ async def test_image_bytes_are_sent_within_ones_own_lease_and_not_beyond(tmp_pat
             assert (refused.payload, refused.error) == (b"", "the lease is over")
 
 
-async def test_a_dataset_that_can_no_longer_be_read_is_an_answer_to_who_asks_for_an_image(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (SourceError("the shard default has changed"), "the shard default has changed"),
+        (TypeError("a defect"), "the orchestrator failed while reading it"),
+    ],
+)
+async def test_whatever_goes_wrong_with_an_image_is_an_answer_to_who_asks_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, says: str
 ) -> None:
     def broken(shard: str, item: int) -> Item:
-        raise SourceError(f"the shard {shard} has changed")
+        raise error
 
     async with led(tmp_path) as run:
         worker = await run.join()
         granted = await worker.lease()
         monkeypatch.setattr(run.orchestrator._source, "locate", broken)
         image = await worker.image(granted.lease, granted.items[0].index)
-        assert "the shard default has changed" in image.error
+        assert says in image.error
+        assert image.kind == "image_missing"
 
 
 async def test_an_image_that_has_vanished_is_answered_with_the_reason(tmp_path: Path) -> None:

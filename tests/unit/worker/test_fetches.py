@@ -96,3 +96,14 @@ def test_pieces_of_a_lost_connection_are_not_joined_with_those_of_the_next() -> 
     fetches.due(now=2.0)
 
     assert fetches.receive(Image(1, 5, b"abc"), now=3.0) == Image(1, 5, b"abc")
+
+
+def test_an_image_that_fails_in_the_middle_says_why_and_keeps_no_piece() -> None:
+    fetches = fetches_of(5)
+    fetches.due(now=0.0)
+    fetches.receive(Image(ONE, 5, b"half", more=True), now=1.0)
+
+    failed = Image(ONE, 5, error="it has changed", kind="image_changed", offset=4)
+    assert fetches.receive(failed, now=2.0) == failed
+    assert fetches.in_flight == 0
+    fetches.check()

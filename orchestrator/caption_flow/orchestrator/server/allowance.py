@@ -47,7 +47,9 @@ class Allowance:
 
     def _admit(self) -> None:
         for ticket in self._turns.admit():
-            self._waiting.pop(ticket).set_result(None)
+            turn = self._waiting.pop(ticket)
+            if not turn.done():  # whoever waited may have been cancelled a moment ago
+                turn.set_result(None)
 
 
 class _Hold:

@@ -59,9 +59,9 @@ class Fetches:
                 self._pieces.setdefault(key, pieces).append(image.payload)
             return None
         self.answered(*key, now=now)
-        if not pieces:
+        if not pieces or image.error:
             return image
-        return Image(image.lease, image.item, b"".join([*pieces, image.payload]), image.error)
+        return Image(image.lease, image.item, b"".join([*pieces, image.payload]))
 
     def answered(self, lease: LeaseId, item: int, *, now: float) -> None:
         """Note that an item's bytes came, or the reason why there are none."""
