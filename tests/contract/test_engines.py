@@ -54,6 +54,11 @@ pytestmark = [
     pytest.mark.asyncio(loop_scope="module"),
     # torch's own inductor says this while vLLM imports it.
     pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated:DeprecationWarning"),
+    # torch's tensors lack a keyword of numpy 2; some versions of transformers make it read them.
+    pytest.mark.filterwarnings(
+        "ignore:__array__ implementation doesn't accept a copy keyword"
+        ":DeprecationWarning:transformers.processing_utils"
+    ),
 ]
 
 
