@@ -21,6 +21,7 @@ import yaml
 
 from caption_flow.storage.reader import StorageReader
 from tests.support.cli import (
+    ROOTS,
     Finished,
     as_a_user,
     caption_flow,
@@ -607,6 +608,25 @@ def test_a_run_killed_while_its_worker_starts_leaves_nothing_behind(tmp_path: Pa
         process.kill()
         process.ends()
         process.leaves_nothing(seconds=8)
+
+
+WORKERS_CRASH_AT_EXIT = """
+import atexit, os, sys
+if "worker" in sys.orig_argv:
+    atexit.register(os.abort)
+"""
+
+
+def test_a_library_that_crashes_when_python_ends_makes_no_worker_fail(tmp_path: Path) -> None:
+    # As seen of vLLM 0.20 and 0.24 beside torch 2.11, once a model had been loaded.
+    make_images(tmp_path / "photos", 2)
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text(WORKERS_CRASH_AT_EXIT)
+    path = os.pathsep.join([str(tmp_path / "site"), *ROOTS])
+    done = caption_flow("run", "photos", *SYNTHETIC, cwd=tmp_path, env={"PYTHONPATH": path})
+    assert done.code == 0, done.said
+    assert "killed by signal" not in done.said
+    assert text_beside(tmp_path / "photos" / "001.png")
 
 
 # --------------------------------------------------------------------------- runs that fail

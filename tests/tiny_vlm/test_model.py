@@ -30,3 +30,9 @@ def test_the_model_takes_prompts_of_2048_tokens_in_half_precision() -> None:
     config = json.loads((MODEL_FOLDER / "config.json").read_text(encoding="utf-8"))
     assert config["text_config"]["max_position_embeddings"] == 2048
     assert config["dtype"] == "bfloat16"
+
+
+def test_versions_4_and_5_of_transformers_read_the_same_positions() -> None:
+    config = json.loads((MODEL_FOLDER / "config.json").read_text(encoding="utf-8"))["text_config"]
+    older = {**config["rope_scaling"], "rope_theta": config["rope_theta"]}
+    assert older == config["rope_parameters"]

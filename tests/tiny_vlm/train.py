@@ -159,7 +159,7 @@ class Course:
 
     def save(self, folder: Path) -> None:
         """The weights in bfloat16 and the configuration; the probes stay behind."""
-        self.model.to(torch.bfloat16).save_pretrained(str(folder))
+        network.save_model(self.model.to(torch.bfloat16), folder)
 
 
 def check_layout(course: Course) -> None:
