@@ -22,8 +22,8 @@ async def test_who_was_cancelled_while_waiting_is_passed_over() -> None:
     waiting = [asyncio.create_task(hold(name, 10)) for name in "bc"]
     await asyncio.sleep(0)
     # In one step, so that room becomes free before the one that is cancelled can withdraw.
-    waiting[0].cancel()
     leave.set()
+    waiting[0].cancel()
     await asyncio.gather(first, waiting[1])
     assert waiting[0].cancelled()
     assert allowance.held == 0
