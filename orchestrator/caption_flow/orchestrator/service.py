@@ -13,6 +13,7 @@ import time
 from collections import Counter
 from collections.abc import (
     AsyncIterator,
+    Awaitable,
     Callable,
     Collection,
     Coroutine,
@@ -23,7 +24,7 @@ from collections.abc import (
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Final, assert_never
+from typing import Final, Literal, assert_never
 
 import msgspec
 import structlog
@@ -53,6 +54,7 @@ from caption_flow.orchestrator.sources.base import (
     SourceError,
     Vanished,
 )
+from caption_flow.orchestrator.steering import Steersman
 from caption_flow.places.base import NotHereError, PlaceError
 from caption_flow.places.reader import PlaceReader
 from caption_flow.protocol.codec import (
@@ -81,6 +83,7 @@ from caption_flow.recipe.wire import to_spec
 from caption_flow.storage.errors import StorageError, StorageFullError
 from caption_flow.storage.opening import RememberedLease, Snapshot
 from caption_flow.storage.partials import ForgetPartials, Partial
+from caption_flow.storage.reopen import Opened
 from caption_flow.storage.store import RunStore
 from caption_flow.storage.writes import (
     CatalogEntry,
@@ -97,6 +100,9 @@ from caption_flow.storage.writes import (
 )
 
 log = structlog.get_logger()
+
+Holder = Literal["disk", "drain", "admin"]
+"""Who may keep items from being handed out."""
 
 _TICK_SECONDS: Final = 0.5
 _PROGRESS_SECONDS: Final = 5.0
@@ -170,11 +176,12 @@ class Orchestrator:
         self._flags: Counter[str] = Counter()
         """Rows of this orchestrator's own time by flag; what was stored before is in the parts."""
         self._buffered = store.snapshot.buffered
-        self._conversations = Conversations(self)
+        self._conversations = Conversations(self, Steersman(self, self._tokens))
         self._tasks: set[asyncio.Task[None]] = set()
         self._checkpoint_due = asyncio.Event()
         self._ending = asyncio.Event()
         self._draining = False
+        self._held: set[Holder] = set()
         self._unserved: frozenset[str] = frozenset()
         """Stages that nobody runs and something waits for, when this was last looked at."""
         self._failure: Exception | None = None
@@ -222,6 +229,30 @@ class Orchestrator:
         """Why results cannot be stored at present, or None."""
         return self._trouble
 
+    @property
+    def is_complete(self) -> bool:
+        """Whether every item is captioned or failed, as far as the ledger knows now."""
+        return self._ledger.finished
+
+    @property
+    def links(self) -> Collection[Link]:
+        """The connected workers."""
+        return self._conversations.links.values()
+
+    @property
+    def flags(self) -> Mapping[str, int]:
+        """Rows of this orchestrator's own time by flag."""
+        return self._flags
+
+    @property
+    def held(self) -> Collection[Holder]:
+        """Who keeps items from being handed out."""
+        return self._held
+
+    def leases_of(self, link: Link) -> Collection[int]:
+        """Return the leases that a worker has."""
+        return self._ledger.leases_of(link.session)
+
     # ------------------------------------------------------------------ life
 
     async def run(self) -> None:
@@ -265,6 +296,26 @@ class Orchestrator:
         self.settings = replace(self.settings, drain_seconds=0.0)
         self.drain()
 
+    def hold(self, holder: Holder) -> None:
+        """Hand out nothing until every holder has let go; results are still taken."""
+        self._held.add(holder)
+        self.apply(ev.Paused())
+
+    def let_go(self, holder: Holder) -> None:
+        """Hand out again, unless somebody else holds."""
+        self._held.discard(holder)
+        if not self._held:
+            self.apply(ev.Resumed())
+
+    async def retry_failed(self, kind: str | None) -> Mapping[str, int]:
+        """Take failed rows back and have their items done again; return how many of each kind.
+
+        Raises:
+            StorageError: the parts concerned cannot be written anew.
+        """
+        await self._store.checkpoint()
+        return await self._take_back(self._store.reopen_failures(kind))
+
     def _fail(self, error: Exception) -> None:
         self._failure = self._failure or error
         self._ending.set()
@@ -286,7 +337,7 @@ class Orchestrator:
             await server.wait_closed()
 
     async def _let_workers_finish(self) -> None:
-        self.apply(ev.Paused())
+        self.hold("drain")
         for link in self._conversations.links.values():
             link.outgoing.send(Drain("the orchestrator is shutting down"))
         began = self._clock()
@@ -379,11 +430,17 @@ class Orchestrator:
         """
         self.apply(ev.Rewound(shard, items))
         await self._store.write(ForgetPartials({shard: items}))
-        opened = await self._store.reopen({shard: items})
+        counts = await self._take_back(self._store.reopen({shard: items}))
+        if counts:
+            log.info("items have changed and are captioned again", items=sum(counts.values()))
+
+    async def _take_back(self, opening: Awaitable[Opened]) -> Mapping[str, int]:
+        """Have items done again once their rows are gone from the disk; return counts by kind."""
+        opened = await opening
         self._tally.take_back(opened.counts)
-        for of_shard, indices in opened.items.items():
-            log.info("items have changed and are captioned again", items=len(indices))
-            self.apply(ev.Reopened(of_shard, tuple(sorted(indices))))
+        for shard, indices in opened.items.items():
+            self.apply(ev.Reopened(shard, tuple(sorted(indices))))
+        return opened.counts
 
     async def _tick(self) -> None:
         told = 0.0
@@ -445,11 +502,10 @@ class Orchestrator:
         self._trouble = trouble
         if trouble is None:
             log.info("results are stored again")
-            if not self._draining:
-                self.apply(ev.Resumed())
+            self.let_go("disk")
         else:
             log.error(str(trouble))
-            self.apply(ev.Paused())
+            self.hold("disk")
 
     def _facts(self) -> SetMeta:
         return SetMeta(
@@ -499,47 +555,6 @@ class Orchestrator:
         except (NotHereError, PlaceError, SourceError) as error:
             return Image(lease, item, error=f"its bytes cannot be read: {error}")
         return Image(lease, item, payload)
-
-    def report(self) -> dict[str, object]:
-        """See `Leader`."""
-        now = self.progress
-        return {
-            "state": self._state(),
-            "total": now.total,
-            "listed": now.listed,
-            "captioned": now.captioned,
-            "failed": dict(now.failures),
-            "flagged": dict(self._flags),
-            "pending": now.pending,
-            "leased": now.leased,
-            "unserved": dict(now.unserved),
-            "rate": now.rate,
-            "eta_seconds": now.eta_seconds,
-            "trouble": None if self._trouble is None else str(self._trouble),
-            "workers": [
-                {
-                    "name": link.worker,
-                    "contributor": link.contributor,
-                    "stages": list(link.stages),
-                    "leases": len(self._ledger.leases_of(link.session)),
-                    "images": {
-                        way: int(link.stats.get(f"read_{way}", 0))
-                        for way in ("here", "there", "served")
-                    },
-                    "stats": dict(link.stats),
-                }
-                for link in self._conversations.links.values()
-            ],
-        }
-
-    def shut_down(self, *, now: bool) -> None:
-        """See `Leader`."""
-        self.stop() if now else self.drain()
-
-    def _state(self) -> str:
-        if self._draining:
-            return "draining"
-        return "finished" if self._ledger.finished else "running"
 
     # ------------------------------------------------------------------ effects
 

@@ -103,6 +103,23 @@ class GrantedLease(msgspec.Struct, frozen=True):
     """The position of their next stage in the recipe."""
 
 
+RoleName = Literal["worker", "monitor", "admin"]
+Digest = Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)]
+
+
+class TokenLimits(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What the holder of a token may do at most; None is no limit."""
+
+    max_workers: Count | None = None
+    """Sessions at a time."""
+    max_items: Index | None = None
+    """Items that count, in all."""
+    expires: float | None = None
+    """Seconds since 1970 after which it lets nobody in and ends the sessions that it let in."""
+    trust: Literal["full", "low"] = "full"
+    """Of ``low`` trust, a share of the items is done a second time by others and compared."""
+
+
 # --------------------------------------------------------------------------- worker -> orchestrator
 
 
@@ -278,9 +295,56 @@ class Status(Message, frozen=True, tag="status_report"):
 
 
 class Shutdown(Message, frozen=True, tag="shutdown"):
-    """Admin: end the run, after draining unless ``now``."""
+    """Admin: end the run, after draining unless ``now``; answered with `Done`."""
 
     now: bool = False
+
+
+class Pause(Message, frozen=True, tag="pause"):
+    """Admin: hand out nothing until `Resume`; what workers have, they finish."""
+
+
+class Resume(Message, frozen=True, tag="resume"):
+    """Admin: hand out again."""
+
+
+class RetryFailed(Message, frozen=True, tag="retry_failed"):
+    """Admin: take failed rows back so that their items are tried again, of one kind or of any."""
+
+    kind: str | None = None
+
+
+class Reload(Message, frozen=True, tag="reload"):
+    """Admin: read the configuration anew: the one sent here, or the orchestrator's own file."""
+
+    config: str | None = None
+    """A whole configuration, YAML or JSON."""
+
+
+class AddToken(Message, frozen=True, tag="add_token"):
+    """Admin: let the holder of a token in; only the SHA-256 of it crosses the wire."""
+
+    role: RoleName
+    name: WorkerName
+    digest: Digest
+    limits: TokenLimits = TokenLimits()
+
+
+class RemoveToken(Message, frozen=True, tag="remove_token"):
+    """Admin: let the holder of the tokens of that name in no more, and end their sessions."""
+
+    name: WorkerName
+
+
+class ListTokens(Message, frozen=True, tag="list_tokens"):
+    """Admin: ask who may connect; names, roles and limits, never tokens."""
+
+
+class Done(Message, frozen=True, tag="done"):
+    """What an admin asked for is done: one sentence for people, and facts for scripts."""
+
+    message: str
+    facts: dict[str, Any] = {}
 
 
 class Problem(Message, frozen=True, tag="problem"):
@@ -291,7 +355,17 @@ class Problem(Message, frozen=True, tag="problem"):
 
 
 WorkerMessage = Hello | Want | Results | Fetch | Release | Recalled | Heartbeat
-ObserverMessage = StatusRequest | Shutdown
+ObserverMessage = (
+    StatusRequest
+    | Shutdown
+    | Pause
+    | Resume
+    | RetryFailed
+    | Reload
+    | AddToken
+    | RemoveToken
+    | ListTokens
+)
 OrchestratorMessage = (
     Welcome
     | Grant
@@ -304,5 +378,6 @@ OrchestratorMessage = (
     | Drain
     | Finished
     | Status
+    | Done
     | Problem
 )

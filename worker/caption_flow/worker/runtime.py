@@ -16,6 +16,7 @@ from typing import Any, Final
 
 import structlog
 
+from caption_flow.dialing.dial import ConnectionRefusedForGoodError
 from caption_flow.places.base import MISSING
 from caption_flow.protocol.messages import (
     Drain,
@@ -34,7 +35,7 @@ from caption_flow.protocol.rows import PARTIAL, Row, encode_rows
 from caption_flow.recipe.serving import leg, served, unknown_stage
 from caption_flow.recipe.stages import Recipe, RecipeError
 from caption_flow.recipe.wire import from_spec
-from caption_flow.worker.client import Address, Client, ConnectionRefusedForGoodError
+from caption_flow.worker.client import Address, Client
 from caption_flow.worker.core.events import (
     Abandon,
     Adopt,

@@ -16,21 +16,18 @@ from websockets.exceptions import ConnectionClosed
 
 from caption_flow.orchestrator.core import events as ev
 from caption_flow.orchestrator.server.auth import Identity
+from caption_flow.orchestrator.server.observers import Steering, serve_observer
 from caption_flow.orchestrator.server.session import NORMAL, POLICY_VIOLATION, Outgoing, close
-from caption_flow.protocol.codec import ProtocolError, decode_from_observer, decode_from_worker
+from caption_flow.protocol.codec import ProtocolError, decode_from_worker
 from caption_flow.protocol.messages import (
     Drain,
     Fetch,
     Heartbeat,
     Hello,
     Image,
-    Problem,
     Recalled,
     Release,
     Results,
-    Shutdown,
-    Status,
-    StatusRequest,
     Want,
     Welcome,
 )
@@ -94,20 +91,13 @@ class Leader(Protocol):
         """Return an item's bytes, or why there are none."""
         ...
 
-    def report(self) -> dict[str, object]:
-        """Return the state of the run for people and scripts."""
-        ...
-
-    def shut_down(self, *, now: bool) -> None:
-        """End the run: by draining, or at once."""
-        ...
-
 
 class Conversations:
     """The connected workers by session, and what they say."""
 
-    def __init__(self, leader: Leader) -> None:
+    def __init__(self, leader: Leader, steering: Steering) -> None:
         self._leader = leader
+        self._steering = steering
         self.links: dict[str, Link] = {}
 
     async def serve(self, connection: ServerConnection, identity: Identity) -> None:
@@ -116,7 +106,7 @@ class Conversations:
             if identity.role == "worker":
                 await self._serve_worker(connection, identity)
             else:
-                await self._serve_observer(connection, identity)
+                await serve_observer(connection, identity, self._steering)
         except ProtocolError as error:
             log.warning("a session broke the protocol", who=identity.name, reason=str(error))
             await close(connection, POLICY_VIOLATION, str(error))
@@ -226,22 +216,3 @@ class Conversations:
         async with link.reads:
             # One image at a time per slot: what is read waits in the socket, not in memory.
             await link.outgoing.send_image(await self._leader.read_image(lease, shard, item))
-
-    # ------------------------------------------------------------------ observers
-
-    async def _serve_observer(self, connection: ServerConnection, identity: Identity) -> None:
-        outgoing = Outgoing(connection)
-        pump = asyncio.create_task(outgoing.pump(), name=f"to {identity.name}")
-        try:
-            async for frame in connection:
-                match decode_from_observer(frame):
-                    case StatusRequest():
-                        outgoing.send(Status(self._leader.report()))
-                    case Shutdown(now) if identity.role == "admin":
-                        log.info("shutdown asked for", by=identity.name, now=now)
-                        outgoing.send(Status(self._leader.report()))
-                        self._leader.shut_down(now=now)
-                    case _:
-                        outgoing.send(Problem(f"a {identity.role} token may not do this"))
-        finally:
-            pump.cancel()
