@@ -176,7 +176,8 @@ class Orchestrator:
         self._flags: Counter[str] = Counter()
         """Rows of this orchestrator's own time by flag; what was stored before is in the parts."""
         self._buffered = store.snapshot.buffered
-        self._conversations = Conversations(self, Steersman(self, self._tokens))
+        self.steering = Steersman(self, tokens)
+        self._conversations = Conversations(self, self.steering)
         self._tasks: set[asyncio.Task[None]] = set()
         self._checkpoint_due = asyncio.Event()
         self._ending = asyncio.Event()
