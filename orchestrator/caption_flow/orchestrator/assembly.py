@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import ssl
 from collections.abc import Callable, Iterable
 from contextlib import closing
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 from caption_flow.config.dataset import DatasetConfig
 from caption_flow.config.orchestrator import OrchestratorConfig
@@ -18,12 +17,15 @@ from caption_flow.storage.database import open_for_reading, read_meta
 from caption_flow.storage.store import RunStore
 from caption_flow.storage.writer import Write
 
+if TYPE_CHECKING:  # only for who serves TLS: the library of certificates takes a while to import
+    from caption_flow.orchestrator.server.certificate import ServedCertificate
+
 
 async def assemble(
     config: OrchestratorConfig,
     tokens: Iterable[tuple[str, str, str]],
     *,
-    tls: ssl.SSLContext | None = None,
+    tls: ServedCertificate | None = None,
     limit: int | None = None,
     skip: Callable[[bytes], bool] | None = None,
     resume_leases: bool = True,
@@ -61,7 +63,7 @@ async def assemble(
     )
 
 
-def settings_of(config: OrchestratorConfig, tls: ssl.SSLContext | None) -> Settings:
+def settings_of(config: OrchestratorConfig, tls: ServedCertificate | None) -> Settings:
     """Pick what the orchestrator itself needs from a configuration."""
     return Settings(
         host=config.host,

@@ -8,7 +8,6 @@ whatever blocks (SQLite, Parquet, listing, describing) runs in threads.
 from __future__ import annotations
 
 import asyncio
-import ssl
 import time
 from collections import Counter
 from collections.abc import (
@@ -24,7 +23,7 @@ from collections.abc import (
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Final, Literal, assert_never
+from typing import TYPE_CHECKING, Final, Literal, assert_never
 
 import msgspec
 import structlog
@@ -99,6 +98,9 @@ from caption_flow.storage.writes import (
     SetMeta,
 )
 
+if TYPE_CHECKING:  # only for who serves TLS: the library of certificates takes a while to import
+    from caption_flow.orchestrator.server.certificate import ServedCertificate
+
 log = structlog.get_logger()
 
 Holder = Literal["disk", "drain", "admin"]
@@ -117,7 +119,7 @@ class Settings:
 
     host: str = "127.0.0.1"
     port: int = 8765
-    tls: ssl.SSLContext | None = None
+    tls: ServedCertificate | None = None
     chunk_size: int = 1000
     chunks_per_request: int = 2
     lease_seconds: float = 120.0
@@ -278,6 +280,8 @@ class Orchestrator:
                 self._spawn(self._list_dataset(), "listing")
                 self._spawn(self._tick(), "clock")
                 self._spawn(self._checkpoint_regularly(), "checkpoints")
+                if self.settings.tls is not None:
+                    self._spawn(self.settings.tls.watch(), "certificate")
                 await self._ending.wait()
                 if self._failure is None:
                     await self._let_workers_finish()
@@ -328,7 +332,7 @@ class Orchestrator:
             self._tokens,
             host=self.settings.host,
             port=self.settings.port,
-            tls=self.settings.tls,
+            tls=None if self.settings.tls is None else self.settings.tls.context,
         )
         try:
             yield server

@@ -6,10 +6,9 @@ import asyncio
 import os
 import secrets
 import signal
-import ssl
 from collections.abc import Awaitable
 from pathlib import Path
-from typing import Annotated, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar
 
 import structlog
 import typer
@@ -24,9 +23,16 @@ from caption_flow.config.exposure import check_exposure
 from caption_flow.config.orchestrator import OrchestratorConfig
 from caption_flow.config.secret import SecretError
 
+if TYPE_CHECKING:
+    from caption_flow.orchestrator.server.certificate import ServedCertificate
+
 log = structlog.get_logger()
 
 READY_LINE: Final = "Orchestrator ready for connections"
+CERT_HELP: Final = (
+    "Certificate chain (PEM), for wss://, as from `generate-cert`. Replaced files are taken up "
+    "without a restart."
+)
 LOCAL_TOKEN_FILE: Final = "local-worker.token"  # noqa: S105  -- a file name
 
 
@@ -48,9 +54,7 @@ def orchestrator(
         Path | None,
         typer.Option(metavar="DIR", help="Folder of the run: its ledger and its Parquet files."),
     ] = None,
-    cert: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Certificate chain (PEM), for wss://.")
-    ] = None,
+    cert: Annotated[Path | None, typer.Option(metavar="FILE", help=CERT_HELP)] = None,
     key: Annotated[Path | None, typer.Option(metavar="FILE", help="Private key (PEM).")] = None,
     no_ssl: Annotated[
         bool, typer.Option("--no-ssl", help="Serve ws:// whatever the file says.")
@@ -126,7 +130,7 @@ async def _serve(config: OrchestratorConfig) -> int:
     try:
         tokens, made = _tokens(config)
         note = note_on_recipe(config)
-        leader = await _or_refuse(assemble(config, tokens, tls=_tls(config)), data_dir)
+        leader = await _or_refuse(assemble(config, tokens, tls=_certificate(config)), data_dir)
         if made is not None:
             # Not before: the folder may be another orchestrator's, and so would this file be.
             await _or_refuse(asyncio.to_thread(_write_token, data_dir, made), data_dir)
@@ -177,15 +181,17 @@ def _install_signals(drain: Any, stop: Any) -> None:
         loop.add_signal_handler(number, on_signal)
 
 
-def _tls(config: OrchestratorConfig) -> ssl.SSLContext | None:
+def _certificate(config: OrchestratorConfig) -> ServedCertificate | None:
     if config.ssl is None:
         return None
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    # Only where there is TLS: the library of certificates takes a while to import.
+    from caption_flow.certificates.describe import CertificateError  # noqa: PLC0415
+    from caption_flow.orchestrator.server.certificate import ServedCertificate  # noqa: PLC0415
+
     try:
-        context.load_cert_chain(config.ssl.cert, config.ssl.key)
-    except (OSError, ssl.SSLError) as error:
-        usage_error(f"ssl: {config.ssl.cert} and {config.ssl.key} cannot be used: {error}")
-    return context
+        return ServedCertificate(config.ssl.cert, config.ssl.key)
+    except CertificateError as error:
+        usage_error(f"ssl: {error}")
 
 
 def _tokens(config: OrchestratorConfig) -> tuple[list[tuple[str, str, str]], str | None]:

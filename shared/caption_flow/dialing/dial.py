@@ -1,4 +1,4 @@
-"""Dialling an orchestrator: TLS, token and subprotocol, and what a failed attempt means.
+"""Dialling an orchestrator: one connection, with TLS, token and subprotocol.
 
 Everybody who connects dials here: workers, and the commands that watch and steer a run.
 """
@@ -6,59 +6,61 @@ Everybody who connects dials here: workers, and the commands that watch and stee
 from __future__ import annotations
 
 import ssl
-from dataclasses import dataclass
-from http import HTTPStatus
 from typing import Final
 from urllib.parse import urlsplit
 
 from websockets.asyncio.client import ClientConnection, connect
-from websockets.exceptions import (
-    ConnectionClosed,
-    InvalidHandshake,
-    InvalidStatus,
-    InvalidURI,
-    NegotiationError,
-)
+from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidMessage, InvalidURI
 from websockets.typing import Subprotocol
 
+from caption_flow.dialing.endpoint import Endpoint
+from caption_flow.dialing.probes import speaks_http, speaks_tls
+from caption_flow.dialing.tls import (
+    WrongCertificateError,
+    connection_for,
+    context_for,
+)
+from caption_flow.dialing.verdicts import (
+    HANDSHAKE_SECONDS,
+    ConnectionRefusedForGoodError,
+    UnluckyError,
+    UnwelcomeError,
+    Verdict,
+    has_no_tls,
+    needs_tls,
+    other_version,
+    verdict,
+)
 from caption_flow.protocol.codec import MAX_FRAME_BYTES
 from caption_flow.protocol.version import SUBPROTOCOL
 
-HANDSHAKE_SECONDS: Final = 30.0
-"""A refusal may be slow on purpose: the orchestrator delays addresses that guess tokens."""
+__all__ = [
+    "HANDSHAKE_SECONDS",
+    "ConnectionRefusedForGoodError",
+    "Endpoint",
+    "UnluckyError",
+    "UnwelcomeError",
+    "dial",
+]
+
 PING_SECONDS: Final = 20.0
 PONG_SECONDS: Final = 60.0
 """Loading a model may block the event loop for a while: that is no reason to dial again."""
-_FAILED_DIALS: Final = (OSError, InvalidHandshake, InvalidURI, ConnectionClosed)
+_FAILED_DIALS: Final = (
+    OSError,
+    InvalidHandshake,
+    InvalidURI,
+    ConnectionClosed,
+    WrongCertificateError,
+)
 """What dialling raises; a TimeoutError is an OSError, too. A connection may close half-made."""
-_LOOPBACK: Final = frozenset({"127.0.0.1", "::1", "localhost"})
 
 
-class ConnectionRefusedForGoodError(Exception):
-    """Base of what ends all dialling; ``str()`` is one sentence a person can act on."""
+class _Connect(connect):
+    """Follows no redirect: who is dialled is who was named, over TLS if that was said."""
 
-
-class UnwelcomeError(ConnectionRefusedForGoodError):
-    """The orchestrator refuses whoever dials; trying again is pointless."""
-
-
-class UnluckyError(Exception):
-    """This attempt failed; another may not."""
-
-
-@dataclass(frozen=True, slots=True)
-class Endpoint:
-    """Where an orchestrator is, and what to show it."""
-
-    url: str
-    token: str
-    verify_ssl: bool = True
-
-    @property
-    def shown(self) -> str:
-        """The URL as logs may show it: no user, no password, no query."""
-        parts = urlsplit(self.url)
-        return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+    def process_redirect(self, exc: Exception) -> Exception | str:
+        return exc
 
 
 async def dial(endpoint: Endpoint) -> ClientConnection:
@@ -68,13 +70,17 @@ async def dial(endpoint: Endpoint) -> ClientConnection:
         UnluckyError: it did not come about this time.
         UnwelcomeError: it never will.
     """
+    why_not = endpoint.why_not
+    if why_not is not None:
+        raise UnwelcomeError(why_not)
     try:
-        connection = await connect(
+        connection = await _Connect(
             endpoint.url,
             subprotocols=[Subprotocol(SUBPROTOCOL)],
             additional_headers={"Authorization": f"Bearer {endpoint.token}"},
-            ssl=_tls(endpoint),
-            proxy=None if urlsplit(endpoint.url).hostname in _LOOPBACK else True,
+            ssl=context_for(endpoint),
+            create_connection=connection_for(endpoint),
+            proxy=None if endpoint.is_on_this_machine else True,
             compression=None,
             max_size=MAX_FRAME_BYTES,
             open_timeout=HANDSHAKE_SECONDS,
@@ -83,58 +89,23 @@ async def dial(endpoint: Endpoint) -> ClientConnection:
             close_timeout=2.0,
         )
     except _FAILED_DIALS as error:
-        raise _verdict(endpoint, error) from error
+        raise await _verdict(endpoint, error) from error
     if connection.subprotocol != SUBPROTOCOL:
         await connection.close()
-        raise UnwelcomeError(_mismatch(endpoint.shown))
+        raise other_version(endpoint.shown)
     return connection
 
 
-def _tls(endpoint: Endpoint) -> ssl.SSLContext | None:
-    if urlsplit(endpoint.url).scheme != "wss":
-        return None
-    context = ssl.create_default_context()
-    if not endpoint.verify_ssl:
-        context.check_hostname = False
-        context.verify_mode = ssl.CERT_NONE
-    return context
-
-
-def _verdict(endpoint: Endpoint, error: Exception) -> UnluckyError | UnwelcomeError:
-    """Say whether dialling failed for now or for good, and why."""
-    shown = endpoint.shown
+async def _verdict(endpoint: Endpoint, error: Exception) -> Verdict:
+    """Say what an error means; where TLS meets a peer without it, errors alone do not tell."""
+    parts = urlsplit(endpoint.url)
+    host, port = parts.hostname or "", parts.port or (443 if endpoint.is_encrypted else 80)
     match error:
-        case InvalidStatus():
-            return _verdict_of_status(shown, error)
-        case InvalidURI():
-            return UnwelcomeError(f"'{shown}' is no WebSocket address; write ws://host:port")
-        case NegotiationError():
-            return UnwelcomeError(_mismatch(shown))
-        case ssl.SSLCertVerificationError():
-            return UnwelcomeError(
-                f"the certificate of {shown} cannot be verified ({error.verify_message}); "
-                "use --no-verify-ssl if you trust it all the same"
-            )
-        case TimeoutError():
-            return UnluckyError(f"no answer within {HANDSHAKE_SECONDS:.0f} s")
+        case InvalidMessage() if not endpoint.is_encrypted and await speaks_tls(host, port):
+            return needs_tls(endpoint.shown)
+        case ConnectionResetError() | ssl.SSLEOFError() if (
+            endpoint.is_encrypted and await speaks_http(host, port)
+        ):
+            return has_no_tls(endpoint.shown)
         case _:
-            return UnluckyError(str(error) or type(error).__name__)
-
-
-def _verdict_of_status(shown: str, error: InvalidStatus) -> UnluckyError | UnwelcomeError:
-    response = error.response
-    if response.status_code in {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}:
-        return UnwelcomeError(f"the orchestrator at {shown} refused the token")
-    if response.status_code in {HTTPStatus.BAD_REQUEST, HTTPStatus.UPGRADE_REQUIRED}:
-        said = bytes(response.body or b"").decode("utf-8", errors="replace").strip()
-        if not said or "invalid subprotocol" in said:  # the socket library's own words
-            return UnwelcomeError(_mismatch(shown))
-        return UnwelcomeError(f"{shown} refused the connection: {said}")
-    return UnluckyError(str(error))
-
-
-def _mismatch(shown: str) -> str:
-    return (
-        f"{shown} does not speak {SUBPROTOCOL}: orchestrator and worker have different major "
-        "versions; upgrade the older one (pip install -U caption-flow)"
-    )
+            return verdict(endpoint, error)
