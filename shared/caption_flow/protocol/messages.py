@@ -16,11 +16,20 @@ from caption_flow.protocol.places import Place
 
 LeaseId = NewType("LeaseId", int)
 WorkerName = Annotated[str, msgspec.Meta(max_length=200)]
+ShortText = Annotated[str, msgspec.Meta(max_length=200)]
 SessionId = Annotated[str, msgspec.Meta(min_length=16, max_length=64)]
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]
 Index = Annotated[int, msgspec.Meta(ge=0, le=2**48)]
 HeldItems = dict[int, tuple[Index, ...]]
 """Items by lease."""
+Stats = Annotated[
+    dict[
+        Annotated[str, msgspec.Meta(max_length=64)],
+        Annotated[float, msgspec.Meta(ge=-1e15, le=1e15)],
+    ],
+    msgspec.Meta(max_length=128),
+]
+"""Numbers for people by name: a bounded number of them, none infinite."""
 
 
 class Message(msgspec.Struct, frozen=True, tag_field="type", omit_defaults=True):
@@ -128,9 +137,9 @@ class Hello(Message, frozen=True, tag="hello"):
 
     name: WorkerName
     session: SessionId
-    version: str = ""
-    engine: str = ""
-    device: str = ""
+    version: ShortText = ""
+    engine: ShortText = ""
+    device: ShortText = ""
     leases: HeldItems = {}
     """What the worker still has of each lease: items to do, in work, or done and not acknowledged.
     What it does not name is handed out again."""
@@ -196,7 +205,7 @@ class Recalled(Message, frozen=True, tag="recalled"):
 class Heartbeat(Message, frozen=True, tag="heartbeat"):
     """Sent in silence, so that leases stay alive; ``stats`` are numbers for people."""
 
-    stats: dict[str, float] = {}
+    stats: Stats = {}
 
 
 # --------------------------------------------------------------------------- orchestrator -> worker
@@ -263,9 +272,14 @@ class Image(Message, frozen=True, tag="image"):
 
 
 class RecipeChanged(Message, frozen=True, tag="recipe"):
-    """The recipe of all items granted after this message."""
+    """The recipe of all items granted after this message.
+
+    A worker finishes under the old one what its engines have begun, and gives back the rest: it is
+    granted anew. ``limits`` are new, too, unless None.
+    """
 
     recipe: RecipeSpec
+    limits: Limits | None = None
 
 
 class Drain(Message, frozen=True, tag="drain"):
@@ -289,7 +303,7 @@ class StatusRequest(Message, frozen=True, tag="status"):
 
 
 class Status(Message, frozen=True, tag="status_report"):
-    """Counts and workers of the run, for people and scripts; the keys are documented in docs/."""
+    """The state of the run, for people and scripts (see `caption_flow.protocol.report.Report`)."""
 
     report: dict[str, Any]
 

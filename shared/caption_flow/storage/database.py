@@ -36,7 +36,7 @@ CREATE TABLE IF NOT EXISTS items (
 CREATE INDEX IF NOT EXISTS items_by_path ON items (shard, path);
 CREATE TABLE IF NOT EXISTS parts (
     part INTEGER PRIMARY KEY, file TEXT NOT NULL, rows INTEGER NOT NULL, bytes INTEGER NOT NULL,
-    checksum TEXT NOT NULL, counts TEXT NOT NULL, recorded_at REAL NOT NULL
+    checksum TEXT NOT NULL, counts TEXT NOT NULL, recorded_at REAL NOT NULL, credits TEXT
 );
 CREATE TABLE IF NOT EXISTS part_ranges (
     part INTEGER NOT NULL REFERENCES parts, shard TEXT NOT NULL, ranges BLOB NOT NULL,
@@ -61,6 +61,7 @@ CREATE TABLE IF NOT EXISTS partials (
 _COLUMNS_SINCE: Final = (
     ("shards", "catalogued", "INTEGER NOT NULL DEFAULT 1"),
     ("shards", "facts", "TEXT NOT NULL DEFAULT ''"),
+    ("parts", "credits", "TEXT"),
 )
 """What tables of earlier ledgers lack: table, column, and its declaration."""
 

@@ -27,7 +27,16 @@ from caption_flow.storage.database import (
 )
 from caption_flow.storage.errors import StorageError
 from caption_flow.storage.partials import between_stages
-from caption_flow.storage.parts import check_is_debris, check_parts, look_for_debris
+from caption_flow.storage.parts import (
+    CREDITED_COLUMNS,
+    Credits,
+    add_credits,
+    check_is_debris,
+    check_parts,
+    count_credits,
+    look_for_debris,
+    read_table,
+)
 from caption_flow.storage.ranges import ranges_of
 
 
@@ -55,12 +64,22 @@ class KnownShard:
 
 
 @dataclass(frozen=True, slots=True)
+class KnownPart:
+    """A part on disk; ``recorded_at`` is in seconds since 1970."""
+
+    rows: int
+    bytes: int
+    recorded_at: float
+
+
+@dataclass(frozen=True, slots=True)
 class Snapshot:
     """What a run's folder holds when it is opened.
 
     ``shards`` are those listed, ``terminal`` the ranges of items with a durable row,
     ``totals`` those rows as ``captioned`` or by failure kind, ``buffered`` the rows in no part yet,
-    ``between`` the ranges of items that have stages behind them, by their next stage and shard.
+    ``between`` the ranges of items that have stages behind them, by their next stage and shard,
+    ``credits`` the durable rows by contributor and kind, and ``shelf`` the parts.
     """
 
     shards: dict[str, KnownShard]
@@ -70,6 +89,8 @@ class Snapshot:
     buffered: int
     meta: dict[str, str]
     between: dict[int, dict[str, list[tuple[int, int]]]] = field(default_factory=dict)
+    credits: Credits = field(default_factory=dict)
+    shelf: dict[int, KnownPart] = field(default_factory=dict)
 
     @property
     def counts(self) -> dict[str, int]:
@@ -107,10 +128,13 @@ def look(data_dir: Path) -> Found:
             snapshot = _read_snapshot(connection)
             parts = _query(connection, "SELECT part, file, bytes FROM parts")
             discarded = _query(connection, "SELECT file FROM discarded")
+            uncredited = _read_credits(connection, snapshot.credits)
         except (sqlite3.DatabaseError, msgspec.MsgspecError, ValueError) as error:
             raise damaged(data_dir / LEDGER_FILE, error) from error
     folder = data_dir / PARTS_FOLDER
     check_parts(folder, {file: size for _, file, size in parts})
+    for file in uncredited:
+        add_credits(snapshot.credits, count_credits(read_table(folder / file, CREDITED_COLUMNS)))
     last_part = max((part for part, _, _ in parts), default=0)
     named = {file for _, file, _ in parts} | {file for (file,) in discarded}
     debris, strange = look_for_debris(folder, named, last_part)
@@ -166,7 +190,28 @@ def _read_snapshot(connection: Connection) -> Snapshot:
             stage: {shard: ranges_of(items) for shard, items in shards.items()}
             for stage, shards in between_stages(connection).items()
         },
+        shelf={
+            part: KnownPart(rows, size, recorded_at)
+            for part, rows, size, recorded_at in _query(
+                connection, "SELECT part, rows, bytes, recorded_at FROM parts"
+            )
+        },
     )
+
+
+def _read_credits(connection: Connection, credited: Credits) -> list[str]:
+    """Add the credits of parts and batches; return the parts of which no credits are recorded."""
+    credits_column = "credits" if "credits" in columns_of(connection, "parts") else "NULL"
+    uncredited = []
+    for file, recorded in _query(connection, f"SELECT file, {credits_column} FROM parts"):  # noqa: S608 - a constant
+        if recorded is None:
+            uncredited.append(file)
+        else:
+            add_credits(credited, json.loads(recorded))
+    for contributor, counts in _query(connection, "SELECT contributor, counts FROM batches"):
+        if contributor:
+            add_credits(credited, {contributor: json.loads(counts)})
+    return uncredited
 
 
 def known_shards(connection: Connection) -> dict[str, KnownShard]:

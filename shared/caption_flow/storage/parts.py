@@ -29,9 +29,17 @@ _PATTERN: Final = "part-*.parquet"
 _TEMPORARY: Final = ".part-*.tmp"
 
 
+Credits = dict[str, dict[str, int]]
+"""Rows by contributor, and then as ``captioned`` or by failure kind; nobody's rows are in none."""
+CREDITED_COLUMNS: Final = ("status", "error_kind", "contributor")
+
+
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A part as the ledger records it. ``counts`` maps ``captioned`` and failure kinds to rows."""
+    """A part as the ledger records it.
+
+    ``counts`` maps ``captioned`` and failure kinds to rows, ``credits`` does so by contributor.
+    """
 
     number: int
     file: str
@@ -39,6 +47,7 @@ class Part:
     bytes: int
     checksum: str
     counts: dict[str, int]
+    credits: Credits
 
 
 def part_file(number: int) -> str:
@@ -66,9 +75,10 @@ def write_part(folder: Path, number: int, table: pa.Table) -> Part:
         raise
     checksum = checksum_of(temporary)
     size = temporary.stat().st_size
+    counts, credited = count_rows(table), count_credits(table)
     temporary.rename(final)
     fsync_folder(folder)
-    return Part(number, final.name, table.num_rows, size, checksum, count_rows(table))
+    return Part(number, final.name, table.num_rows, size, checksum, counts, credited)
 
 
 def count_rows(rows: pa.Table | pa.RecordBatch) -> dict[str, int]:
@@ -77,6 +87,25 @@ def count_rows(rows: pa.Table | pa.RecordBatch) -> dict[str, int]:
         rows.column("status").to_pylist(), rows.column("error_kind").to_pylist(), strict=True
     )
     return dict(Counter(CAPTIONED if s == CAPTIONED else (k or "unknown") for s, k in kinds))
+
+
+def count_credits(rows: pa.Table) -> Credits:
+    """Count stored rows by contributor, and of each as `count_rows` does."""
+    columns = (rows.column(name).to_pylist() for name in CREDITED_COLUMNS)
+    credited: Credits = {}
+    for (status, kind, contributor), number in Counter(zip(*columns, strict=True)).items():
+        if contributor:
+            known = CAPTIONED if status == CAPTIONED else (kind or "unknown")
+            add_credits(credited, {contributor: {known: number}})
+    return credited
+
+
+def add_credits(credited: Credits, more: Mapping[str, Mapping[str, int]], *, sign: int = 1) -> None:
+    """Add rows by contributor to others, or with ``sign`` -1 take them away."""
+    for contributor, counts in more.items():
+        known = credited.setdefault(contributor, {})
+        for kind, number in counts.items():
+            known[kind] = known.get(kind, 0) + sign * number
 
 
 def count_flags(rows: pa.Table | pa.RecordBatch) -> Counter[str]:

@@ -21,7 +21,15 @@ import pyarrow.compute as pc
 
 from caption_flow.protocol.rows import CAPTIONED, FAILED
 from caption_flow.storage.database import PARTS_FOLDER, pack_ranges, unpack_ranges
-from caption_flow.storage.parts import Part, count_rows, read_table, write_part
+from caption_flow.storage.parts import (
+    Credits,
+    Part,
+    add_credits,
+    count_credits,
+    count_rows,
+    read_table,
+    write_part,
+)
 from caption_flow.storage.schema import ranges_by_shard
 
 Items = Mapping[str, frozenset[int]]
@@ -53,25 +61,31 @@ class ReplacePart:
 
 @dataclass(frozen=True, slots=True)
 class TakenBack:
-    """One part's share of what is taken back: the write to make, the items, their rows by kind."""
+    """One part's share of what is taken back: the write to make, the items, their rows.
+
+    These are counted by kind, and by contributor.
+    """
 
     write: ReplacePart
     items: Items
     counts: Mapping[str, int]
+    credits: Credits
 
 
 @dataclass(slots=True)
 class Opened:
-    """Items that were terminal and no longer are, and what their rows had been, by kind."""
+    """Items that were terminal and no longer are, and what their rows had been."""
 
     items: dict[str, frozenset[int]] = field(default_factory=dict)
     counts: Counter[str] = field(default_factory=Counter)
+    credits: Credits = field(default_factory=dict)
 
     def add(self, taken: TakenBack) -> None:
         """Add one part's share."""
         for shard, items in taken.items.items():
             self.items[shard] = self.items.get(shard, frozenset()) | items
         self.counts.update(taken.counts)
+        add_credits(self.credits, taken.credits)
 
 
 def record_part(
@@ -79,7 +93,8 @@ def record_part(
 ) -> None:
     """Name a part that is on disk, with the items it holds."""
     connection.execute(
-        "INSERT INTO parts VALUES (?, ?, ?, ?, ?, ?, ?)",
+        "INSERT INTO parts (part, file, rows, bytes, checksum, counts, recorded_at, credits) "
+        "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
         (
             part.number,
             part.file,
@@ -88,6 +103,7 @@ def record_part(
             part.checksum,
             json.dumps(part.counts),
             time.time(),
+            json.dumps(part.credits),
         ),
     )
     connection.executemany(
@@ -170,7 +186,10 @@ def rewrite(
             for shard, spans in ranges_by_shard(gone).items()
         }
         yield TakenBack(
-            ReplacePart(number, file, new, ranges_by_shard(kept)), items, count_rows(gone)
+            ReplacePart(number, file, new, ranges_by_shard(kept)),
+            items,
+            count_rows(gone),
+            count_credits(gone),
         )
 
 
