@@ -17,8 +17,15 @@ from typing import Annotated, Any, Final, Literal, get_type_hints
 
 import typer
 
+from caption_flow.certificates.fingerprint import Fingerprint, parse_fingerprint
+from caption_flow.cli.dialling import (
+    INSECURE_HELP,
+    NO_VERIFY_SSL_HELP,
+    TLS_FINGERPRINT_HELP,
+    refuse_unsafe,
+)
 from caption_flow.cli.failures import CommandFailed, usage_error
-from caption_flow.cli.local_access import address_on_this_machine, read_access
+from caption_flow.cli.local_access import Access, address_on_this_machine, read_access
 from caption_flow.config.discovery import find_config
 from caption_flow.config.document_tree import parse_document
 from caption_flow.config.load import load_monitor, load_orchestrator
@@ -45,6 +52,9 @@ class Found:
     server: str | None = None
     token: Secret | None = None
     verify_ssl: bool = True
+    fingerprints: tuple[Fingerprint, ...] = ()
+    is_own_run: bool = False
+    """Whether the orchestrator said so itself, in a file that only its user can read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,15 +93,18 @@ class Where:
             "or monitor.yaml, here or in the usual places.",
         ),
     ] = None
-    no_verify_ssl: Annotated[
-        bool, typer.Option("--no-verify-ssl", help="Do not check the server's certificate.")
-    ] = False
+    tls_fingerprint: Annotated[
+        list[str] | None, typer.Option(metavar="SHA256", help=TLS_FINGERPRINT_HELP)
+    ] = None
+    no_verify_ssl: Annotated[bool, typer.Option("--no-verify-ssl", help=NO_VERIFY_SSL_HELP)] = False
+    insecure: Annotated[bool, typer.Option("--insecure", help=INSECURE_HELP)] = False
 
     def endpoint(self, rights: Rights) -> Endpoint:
         """Return whom to dial, with a token that has at least these rights, if all is as said.
 
         Raises:
-            CommandFailed: there is no token, or what the command line names is not there.
+            CommandFailed: there is no token, what the command line names is not there, or the
+                token would cross a network in clear.
         """
         found = self._found(rights)
         secret = self._token_given() or _from_environment(rights, self) or found.token
@@ -101,11 +114,21 @@ class Where:
             token = secret.reveal()
         except SecretError as error:
             usage_error(f"the token: {error}")
-        return Endpoint(
+        endpoint = Endpoint(
             self.server or found.server or DEFAULT_SERVER,
             token,
             verify_ssl=found.verify_ssl and not self.no_verify_ssl,
+            fingerprints=self._fingerprints_given() or found.fingerprints,
+            insecure=self.insecure,
         )
+        refuse_unsafe(endpoint, on_own_word=not found.is_own_run)
+        return endpoint
+
+    def _fingerprints_given(self) -> tuple[Fingerprint, ...]:
+        try:
+            return tuple(parse_fingerprint(text) for text in self.tls_fingerprint or ())
+        except ValueError as error:
+            usage_error(f"--tls-fingerprint {error}")
 
     def _token_given(self) -> Secret | None:
         try:
@@ -129,7 +152,7 @@ class Where:
     def _found_in(self, data_dir: Path) -> Found:
         access = read_access(data_dir)
         if access is not None:
-            return Found(access.server, Secret(access.token), access.verify_ssl)
+            return _of_own_run(access)
         if self.server is None:
             raise CommandFailed(f"no orchestrator of yours runs on {data_dir}")
         return Found()
@@ -188,15 +211,19 @@ def _is_monitors(path: Path) -> bool:
     return "orchestrator" not in root and ("monitor" in root or "dataset" not in root)
 
 
+def _of_own_run(access: Access) -> Found:
+    return Found(access.server, Secret(access.token), access.verify_ssl, is_own_run=True)
+
+
 def _of_monitor(config: MonitorConfig) -> Found:
-    return Found(config.server, config.token, config.verify_ssl)
+    return Found(config.server, config.token, config.verify_ssl, config.tls_fingerprint)
 
 
 def _of_orchestrator(config: OrchestratorConfig, rights: Rights) -> Found:
     """Return where the orchestrator of a configuration is; one that runs here says so itself."""
     access = read_access(config.storage.data_dir)
     if access is not None:
-        return Found(access.server, Secret(access.token), access.verify_ssl)
+        return _of_own_run(access)
     found = Found(address_on_this_machine(config.host, config.port, tls=config.ssl is not None))
     if config.auth is None:
         return found

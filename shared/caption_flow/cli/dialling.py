@@ -24,9 +24,12 @@ INSECURE_HELP: Final = (
 )
 
 
-def refuse_unsafe(endpoint: Endpoint) -> None:
-    """End the command if the orchestrator must not be dialled; warn if it is risky."""
+def refuse_unsafe(endpoint: Endpoint, *, on_own_word: bool = True) -> None:
+    """End the command if the orchestrator must not be dialled; warn if it is risky.
+
+    Nobody is warned of what was not said ``on_own_word`` but by the orchestrator, on this machine.
+    """
     if endpoint.why_not is not None:
         usage_error(endpoint.why_not)
-    if endpoint.caution is not None:
+    if endpoint.caution is not None and on_own_word:
         log.warning(endpoint.caution)
