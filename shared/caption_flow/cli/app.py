@@ -50,6 +50,12 @@ COMMANDS: Final[dict[str, Command]] = {
     "retry-failed": Command(
         "retry_failed", "retry_failed", "Put failed items back: the next run tries them again."
     ),
+    "generate-cert": Command(
+        "generate_cert", "generate_cert", "Make a certificate for wss://, and say how to trust it."
+    ),
+    "inspect-cert": Command(
+        "inspect_cert", "inspect_cert", "Say what a certificate says, and its fingerprint."
+    ),
 }
 """In the order in which people meet them."""
 

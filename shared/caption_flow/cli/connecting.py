@@ -224,13 +224,30 @@ def _of_orchestrator(config: OrchestratorConfig, rights: Rights) -> Found:
     access = read_access(config.storage.data_dir)
     if access is not None:
         return _of_own_run(access)
-    found = Found(address_on_this_machine(config.host, config.port, tls=config.ssl is not None))
+    found = Found(
+        address_on_this_machine(config.host, config.port, tls=config.ssl is not None),
+        fingerprints=_of_own_certificate(config),
+    )
     if config.auth is None:
         return found
     tokens = [*config.auth.admin_tokens]
     if rights == "monitor":
         tokens += config.auth.monitor_tokens
     return replace(found, token=tokens[0].token) if tokens else found
+
+
+def _of_own_certificate(config: OrchestratorConfig) -> tuple[Fingerprint, ...]:
+    """Return what to pin: a certificate is seldom for the address that its own machine uses."""
+    # Only where there is TLS: the library of certificates takes a while to import.
+    from caption_flow.certificates.describe import (  # noqa: PLC0415
+        CertificateError,
+        read_certificates,
+    )
+
+    try:
+        return () if config.ssl is None else (read_certificates(config.ssl.cert)[0].fingerprint,)
+    except CertificateError:
+        return ()  # another user's, say; it is checked as any other then
 
 
 def _no_token(rights: Rights) -> str:

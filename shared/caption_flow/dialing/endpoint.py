@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
 from caption_flow.certificates.fingerprint import Fingerprint
@@ -18,7 +18,7 @@ class Endpoint:
     """
 
     url: str
-    token: str
+    token: str = field(repr=False)
     verify_ssl: bool = True
     fingerprints: tuple[Fingerprint, ...] = ()
     insecure: bool = False

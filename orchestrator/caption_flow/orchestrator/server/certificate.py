@@ -25,7 +25,7 @@ from caption_flow.certificates.fingerprint import shown
 
 log = structlog.get_logger()
 
-LOOK_SECONDS: Final = 5.0
+LOOK_SECONDS: Final = 2.0
 """How often the files are looked at."""
 FEW_DAYS: Final = 14
 """With fewer left, the log says so when a certificate is taken up."""
