@@ -45,7 +45,9 @@ class Authority:
 
 def authority(folder: Path, name: str = "an authority of the tests") -> Authority:
     key = ec.generate_private_key(ec.SECP256R1())
-    certificate = _signed(name, (), key, name, key, -1.0, 30.0, is_authority=True)
+    certificate = _signed(
+        key, subject=name, names=(), issuer=name, signer=key, begins=-1.0, ends=30.0, is_ca=True
+    )
     file = folder / "authority.pem"
     file.write_bytes(certificate.public_bytes(Encoding.PEM))
     return Authority(certificate, key, file)
@@ -65,7 +67,15 @@ def pair(
     subject = names[0] if names else "nameless"
     issuer = subject if by is None else by.certificate.subject.rfc4514_string().removeprefix("CN=")
     signer = key if by is None else by.key
-    certificate = _signed(subject, names, key, issuer, signer, begins_in_days, ends_in_days)
+    certificate = _signed(
+        key,
+        subject=subject,
+        names=names,
+        issuer=issuer,
+        signer=signer,
+        begins=begins_in_days,
+        ends=ends_in_days,
+    )
     folder.mkdir(exist_ok=True)
     written = Pair(
         folder / "cert.pem",
@@ -87,15 +97,15 @@ def replace(path: Path, content: bytes) -> None:
 
 
 def _signed(
+    key: ec.EllipticCurvePrivateKey,
+    *,
     subject: str,
     names: Sequence[str],
-    key: ec.EllipticCurvePrivateKey,
     issuer: str,
     signer: ec.EllipticCurvePrivateKey,
-    begins_in_days: float,
-    ends_in_days: float,
-    *,
-    is_authority: bool = False,
+    begins: float,
+    ends: float,
+    is_ca: bool = False,
 ) -> x509.Certificate:
     now = datetime.now(UTC)
     builder = (
@@ -104,9 +114,9 @@ def _signed(
         .issuer_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, issuer)]))
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
-        .not_valid_before(now + begins_in_days * DAY)
-        .not_valid_after(now + ends_in_days * DAY)
-        .add_extension(x509.BasicConstraints(ca=is_authority, path_length=None), critical=True)
+        .not_valid_before(now + begins * DAY)
+        .not_valid_after(now + ends * DAY)
+        .add_extension(x509.BasicConstraints(ca=is_ca, path_length=None), critical=True)
     )
     if names:
         alternatives = x509.SubjectAlternativeName([_general(name) for name in names])

@@ -9,6 +9,9 @@ from collections.abc import AsyncIterator
 
 from tests.support.certificates import Pair
 
+_TLS_HELLO = 0x16
+_LAST_WORD = b"so much for that"
+
 
 class Recorder:
     """Whoever connects is listened to; ``answer`` is what it is told after its first words."""
@@ -17,23 +20,38 @@ class Recorder:
         self.port = 0
         self.heard = b""
         self.connections = 0
-        self.ended = asyncio.Event()
-        """Set once a connection that was made has ended."""
+        self._more = asyncio.Event()
         self._answer = answer
+
+    async def all_heard(self) -> bytes:
+        """Return what was heard so far; what came before a connection made now is in it.
+
+        A TLS handshake takes several turns of the loop, so that nothing earlier is still unread.
+        """
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        _, writer = await asyncio.open_connection("127.0.0.1", self.port, ssl=context)
+        writer.write(_LAST_WORD)
+        async with asyncio.timeout(10):
+            while _LAST_WORD not in self.heard:
+                self._more.clear()
+                await self._more.wait()
+        writer.transport.abort()
+        return self.heard.replace(_LAST_WORD, b"")
 
     async def handle(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
         with contextlib.suppress(OSError):
             while heard := await reader.read(65536):
                 self.heard += heard
-                if self._answer and b"\r\n\r\n" in self.heard:
+                self._more.set()
+                if self._answer and (b"\r\n\r\n" in self.heard or heard[0] == _TLS_HELLO):
                     writer.write(self._answer)
                     await writer.drain()
                     break
         writer.close()
         with contextlib.suppress(OSError):
             await writer.wait_closed()
-        self.ended.set()
 
 
 @contextlib.asynccontextmanager
@@ -64,6 +82,22 @@ def _context(served: Pair | ssl.SSLContext) -> ssl.SSLContext:
 @contextlib.asynccontextmanager
 async def http_proxy(port: int) -> AsyncIterator[str]:
     """Offer a proxy that takes every CONNECT, and leads to the same port wherever it was for."""
+
+    async def all_heard(self) -> bytes:
+        """Return what was heard so far; what came before a connection made now is in it.
+
+        A TLS handshake takes several turns of the loop, so that nothing earlier is still unread.
+        """
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        _, writer = await asyncio.open_connection("127.0.0.1", self.port, ssl=context)
+        writer.write(_LAST_WORD)
+        async with asyncio.timeout(10):
+            while _LAST_WORD not in self.heard:
+                self._more.clear()
+                await self._more.wait()
+        writer.transport.abort()
+        return self.heard.replace(_LAST_WORD, b"")
 
     async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         asked = await reader.readuntil(b"\r\n\r\n")

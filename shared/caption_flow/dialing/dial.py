@@ -103,7 +103,7 @@ async def _verdict(endpoint: Endpoint, error: Exception) -> Verdict:
     match error:
         case InvalidMessage() if not endpoint.is_encrypted and await speaks_tls(host, port):
             return needs_tls(endpoint.shown)
-        case ConnectionResetError() | ssl.SSLEOFError() if (
+        case ConnectionResetError() | ssl.SSLEOFError() | TimeoutError() if (
             endpoint.is_encrypted and await speaks_http(host, port)
         ):
             return has_no_tls(endpoint.shown)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 import ssl
 from collections.abc import AsyncIterator, Callable, Coroutine
 from pathlib import Path
@@ -120,10 +121,7 @@ async def test_another_certificate_than_the_pinned_one_is_shown_nothing(
         url = f"wss://127.0.0.1:{middle.port}"
         endpoint = Endpoint(url, TOKEN, verify_ssl=verify_ssl, fingerprints=(own.fingerprint,))
         sentence = await refused(endpoint)
-        async with asyncio.timeout(10):
-            await middle.ended.wait()
-    assert middle.connections == 1, "the TLS handshake itself came about"
-    assert middle.heard == b""
+        assert await middle.all_heard() == b""
     assert "not the one of --tls-fingerprint" in sentence
     assert "inspect-cert" in sentence
 
@@ -136,9 +134,7 @@ async def test_an_authority_changes_nothing_for_a_pinned_certificate(
     async with recorder(pair(tmp_path / "its", by=trusted)) as middle:
         url = f"wss://127.0.0.1:{middle.port}"
         await refused(Endpoint(url, TOKEN, fingerprints=(own.fingerprint,)))
-        async with asyncio.timeout(10):
-            await middle.ended.wait()
-    assert middle.heard == b""
+        assert await middle.all_heard() == b""
 
 
 async def test_a_proxy_that_leads_elsewhere_is_shown_nothing(
@@ -156,10 +152,8 @@ async def test_a_proxy_that_leads_elsewhere_is_shown_nothing(
                     "wss://far.example:8765", TOKEN, fingerprints=(own.fingerprint,)
                 )
                 await (succeeds(endpoint) if is_meant else refused(endpoint))
-        async with asyncio.timeout(10):
-            await middle.ended.wait()
+        assert await middle.all_heard() == b""
     assert orchestrator.tokens == [f"Bearer {TOKEN}"]
-    assert middle.heard == b""
 
 
 @pytest.mark.parametrize("status", [301, 302, 307, 308])
@@ -171,8 +165,7 @@ async def test_nobody_is_followed_elsewhere(own: Pair, tmp_path: Path, status: i
     ):
         for url in (f"ws://127.0.0.1:{clear.port}", f"wss://127.0.0.1:{other.port}"):
             answer = (
-                f"HTTP/1.1 {status} Elsewhere\r\nLocation: {url}/\x1b[2J\r\n"
-                "Content-Length: 0\r\n\r\n"
+                f"HTTP/1.1 {status} Elsewhere\r\nLocation: {url}/\r\nContent-Length: 0\r\n\r\n"
             ).encode()
             async with recorder(own, answer) as first:
                 endpoint = Endpoint(
@@ -180,11 +173,10 @@ async def test_nobody_is_followed_elsewhere(own: Pair, tmp_path: Path, status: i
                 )
                 sentence = await refused(endpoint)
                 assert "redirects are not followed" in sentence
-                assert "\x1b" not in sentence
     assert (clear.connections, other.connections) == (0, 0)
 
 
-# --------------------------------------------------------------------------- what is wrong, in words
+# --------------------------------------------------------------------------- what is wrong
 
 
 @pytest.mark.parametrize(
@@ -209,7 +201,7 @@ async def test_a_certificate_that_does_not_count_is_refused_with_the_reason(
     served = pair(tmp_path / "served", by=trusted, **options)  # type: ignore[arg-type]  # a test's
     async with recorder(served) as middle:
         sentence = await refused(Endpoint(f"wss://{host}:{middle.port}", TOKEN))
-    assert middle.heard == b""
+        assert await middle.all_heard() == b""
     assert says in sentence
     assert shown(served.fingerprint) not in sentence
 
@@ -221,7 +213,7 @@ async def test_who_nobody_vouches_for_is_refused_and_a_way_out_is_told(
     served = pair(tmp_path / "served", by=authority(tmp_path) if signed else None)
     async with recorder(served) as middle:
         sentence = await refused(Endpoint(f"wss://localhost:{middle.port}", TOKEN))
-    assert middle.heard == b""
+        assert await middle.all_heard() == b""
     assert says in sentence
     assert "--tls-fingerprint" in sentence
     assert "inspect-cert" in sentence
@@ -246,16 +238,23 @@ async def test_no_tls_where_there_is_some_is_said(own: Pair) -> None:
         assert orchestrator.tokens == []
 
 
-async def test_a_tls_that_is_too_old_is_refused(own: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_tls_that_is_too_old_is_refused(own: Pair) -> None:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(own.cert, own.key)
-    context.set_ciphers("DEFAULT:@SECLEVEL=0")
-    with pytest.warns(DeprecationWarning):
-        context.minimum_version = ssl.TLSVersion.TLSv1
+    with pytest.warns(DeprecationWarning, match="TLSv1_1"):
         context.maximum_version = ssl.TLSVersion.TLSv1_1
-    async with recorder(context) as old:
-        sentence = await refused(Endpoint(f"wss://127.0.0.1:{old.port}", TOKEN, verify_ssl=False))
-    assert old.heard == b""
+
+    def answer(listening: socket.socket) -> None:
+        connection, _ = listening.accept()
+        with contextlib.suppress(OSError), connection:
+            context.wrap_socket(connection, server_side=True).close()
+
+    # Not asyncio's server: it hangs up without the alert that says why.
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        answering = asyncio.create_task(asyncio.to_thread(answer, listening))
+        url = f"wss://127.0.0.1:{listening.getsockname()[1]}"
+        sentence = await refused(Endpoint(url, TOKEN, verify_ssl=False))
+        await answering
     assert "older than 1.2" in sentence
 
 
