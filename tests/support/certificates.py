@@ -85,7 +85,6 @@ def pair(
     encryption = NoEncryption() if passphrase is None else BestAvailableEncryption(passphrase)
     replace(written.cert, certificate.public_bytes(Encoding.PEM))
     replace(written.key, key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, encryption))
-    written.key.chmod(0o600)
     return written
 
 
@@ -93,6 +92,7 @@ def replace(path: Path, content: bytes) -> None:
     """Put a new file in the place of the old one."""
     fresh = path.with_suffix(".fresh")
     fresh.write_bytes(content)
+    fresh.chmod(0o600)
     fresh.replace(path)
 
 
