@@ -245,7 +245,7 @@ class Ledger:
 
     # ------------------------------------------------------------------ events
 
-    def handle(  # noqa: C901, PLR0912  -- one match over all events is the map of the machine
+    def handle(  # noqa: C901, PLR0912, PLR0915  -- one match over all events is the map
         self, event: ev.Event, *, now: float
     ) -> Effects:
         """Apply one event at time ``now`` and return what the shell has to do, in order."""
