@@ -55,9 +55,7 @@ class Recorder:
 
 
 @contextlib.asynccontextmanager
-async def recorder(
-    served: Pair | ssl.SSLContext | None, answer: bytes = b""
-) -> AsyncIterator[Recorder]:
+async def recorder(served: Pair | None, answer: bytes = b"") -> AsyncIterator[Recorder]:
     """Listen with a certificate (None: without TLS) as anybody can who stands between."""
     listening = Recorder(answer)
     server = await asyncio.start_server(
@@ -71,9 +69,7 @@ async def recorder(
         await server.wait_closed()
 
 
-def _context(served: Pair | ssl.SSLContext) -> ssl.SSLContext:
-    if isinstance(served, ssl.SSLContext):
-        return served
+def _context(served: Pair) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(served.cert, served.key)
     return context
@@ -82,22 +78,6 @@ def _context(served: Pair | ssl.SSLContext) -> ssl.SSLContext:
 @contextlib.asynccontextmanager
 async def http_proxy(port: int) -> AsyncIterator[str]:
     """Offer a proxy that takes every CONNECT, and leads to the same port wherever it was for."""
-
-    async def all_heard(self) -> bytes:
-        """Return what was heard so far; what came before a connection made now is in it.
-
-        A TLS handshake takes several turns of the loop, so that nothing earlier is still unread.
-        """
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-        _, writer = await asyncio.open_connection("127.0.0.1", self.port, ssl=context)
-        writer.write(_LAST_WORD)
-        async with asyncio.timeout(10):
-            while _LAST_WORD not in self.heard:
-                self._more.clear()
-                await self._more.wait()
-        writer.transport.abort()
-        return self.heard.replace(_LAST_WORD, b"")
 
     async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         asked = await reader.readuntil(b"\r\n\r\n")

@@ -109,10 +109,10 @@ def _served(where: str) -> _Seen:
 def _host_and_port(where: str) -> tuple[str, int]:
     try:
         parts = urlsplit(where if "://" in where else f"wss://{where}")
-        host, port = parts.hostname, parts.port or _TLS_PORT
+        scheme, host, port = parts.scheme, parts.hostname, parts.port or _TLS_PORT
     except ValueError:
-        host, port = None, 0
-    if not host or parts.scheme not in {"wss", "https"}:
+        scheme, host, port = "", None, 0
+    if not host or scheme not in {"wss", "https"}:
         usage_error(f"'{where}' names no TLS server; write HOST:PORT or wss://HOST:PORT")
     return host, port
 

@@ -43,13 +43,10 @@ class Orchestrator:
 
 
 @contextlib.asynccontextmanager
-async def serving(served: Pair | ssl.SSLContext) -> AsyncIterator[Orchestrator]:
+async def serving(served: Pair) -> AsyncIterator[Orchestrator]:
     orchestrator = Orchestrator()
-    if isinstance(served, Pair):
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.load_cert_chain(served.cert, served.key)
-    else:
-        context = served
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(served.cert, served.key)
     server: Server = await serve(
         ServerConnection.wait_closed,
         "127.0.0.1",

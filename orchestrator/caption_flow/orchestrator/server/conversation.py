@@ -6,6 +6,8 @@ Knows messages and who may send them. What an event leads to is the leader's bus
 from __future__ import annotations
 
 import asyncio
+import time
+from collections import OrderedDict
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Final, Protocol
@@ -40,6 +42,8 @@ _HELLO_SECONDS: Final = 30.0
 _MOST_FETCHES: Final = 512
 _READS_AT_ONCE: Final = 8
 _REASON_CHARACTERS: Final = 500
+_MOST_ABSENT: Final = 256
+"""Lost workers that are remembered for people; leases of others wait for them just as well."""
 
 
 @dataclass(slots=True)
@@ -53,6 +57,13 @@ class Link:
     contributor: str
     stages: tuple[str, ...] = ()
     """The stages that it runs; none stands for all."""
+    version: str = ""
+    engine: str = ""
+    device: str = ""
+    address: str = ""
+    joined_at: float = field(default_factory=time.monotonic)
+    heard_at: float = field(default_factory=time.monotonic)
+    """When it last said anything, on the clock of `time.monotonic`."""
     unacknowledged: asyncio.Semaphore = field(
         default_factory=lambda: asyncio.Semaphore(MOST_UNACKNOWLEDGED)
     )
@@ -99,6 +110,9 @@ class Conversations:
         self._leader = leader
         self._steering = steering
         self.links: dict[str, Link] = {}
+        self.absent: OrderedDict[str, Link] = OrderedDict()
+        """Workers that were lost and have not come back; the latest last."""
+        self.observers: set[Outgoing] = set()
 
     async def serve(self, connection: ServerConnection, identity: Identity) -> None:
         """Handle one connection from upgrade to close."""
@@ -106,7 +120,7 @@ class Conversations:
             if identity.role == "worker":
                 await self._serve_worker(connection, identity)
             else:
-                await serve_observer(connection, identity, self._steering)
+                await serve_observer(connection, identity, self._steering, self.observers)
         except ProtocolError as error:
             log.warning("a session broke the protocol", who=identity.name, reason=str(error))
             await close(connection, POLICY_VIOLATION, str(error))
@@ -133,11 +147,23 @@ class Conversations:
         if not isinstance(hello, Hello):
             raise ProtocolError("the first message must be hello")
         outgoing = Outgoing(connection)
-        link = Link(connection, outgoing, hello.session, hello.name, identity.name, hello.stages)
+        link = Link(
+            connection,
+            outgoing,
+            hello.session,
+            hello.name,
+            identity.name,
+            hello.stages,
+            version=hello.version,
+            engine=hello.engine,
+            device=hello.device,
+            address=_address(connection),
+        )
         pump = asyncio.create_task(outgoing.pump(), name=f"to {hello.name}")
         try:
             await self._join(link, hello)
             async for frame in connection:
+                link.heard_at = time.monotonic()
                 await self._hear(link, decode_from_worker(frame))
         finally:
             self._part_with(link)
@@ -150,6 +176,7 @@ class Conversations:
             raise ProtocolError("this session belongs to another token")
         # Before the earlier connection is closed, so that its end is not taken for the session's.
         self.links[link.session] = link
+        self.absent.pop(link.session, None)
         log.info(
             "worker joined",
             worker=link.worker,
@@ -175,6 +202,9 @@ class Conversations:
         else:
             log.info("worker lost, its leases wait for it", worker=link.worker)
             self._leader.apply(ev.SessionDropped(link.session))
+            self.absent[link.session] = link
+            if len(self.absent) > _MOST_ABSENT:
+                self.absent.popitem(last=False)
 
     async def _hear(self, link: Link, message: object) -> None:
         session = link.session
@@ -216,3 +246,9 @@ class Conversations:
         async with link.reads:
             # One image at a time per slot: what is read waits in the socket, not in memory.
             await link.outgoing.send_image(await self._leader.read_image(lease, shard, item))
+
+
+def _address(connection: ServerConnection) -> str:
+    """Return where a connection comes from, as ``host:port``."""
+    host, port, *_ = connection.remote_address or ("?", 0)
+    return f"[{host}]:{port}" if ":" in str(host) else f"{host}:{port}"
