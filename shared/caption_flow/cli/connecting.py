@@ -124,7 +124,7 @@ class Where:
             token,
             verify_ssl=found.verify_ssl and not self.no_verify_ssl,
             fingerprints=self._fingerprints_given() or found.fingerprints,
-            insecure=self.insecure,
+            insecure=self.insecure or found.is_own_run,
         )
         refuse_unsafe(endpoint, on_own_word=not found.is_own_run)
         return endpoint
@@ -171,7 +171,9 @@ class Where:
     def _found_in(self, data_dir: Path) -> Found:
         access = read_access(data_dir)
         if access is not None:
-            return _of_own_run(access)
+            own = _of_own_run(access)
+            # Of another address than its own, a run on this machine has said nothing.
+            return own if self.server is None else Found(token=own.token)
         if self.server is None:
             raise CommandFailed(_nobody_on(data_dir))
         return Found()

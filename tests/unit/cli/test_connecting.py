@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from caption_flow.certificates.fingerprint import Fingerprint
 from caption_flow.cli.connecting import DEFAULT_SERVER, Where, connects
 from caption_flow.cli.failures import CommandFailed
 from caption_flow.cli.local_access import (
@@ -18,6 +19,7 @@ from caption_flow.cli.local_access import (
     remove_access,
     write_access,
 )
+from tests.support.certificates import pair
 
 ORCHESTRATOR = """
 orchestrator:
@@ -83,10 +85,10 @@ def test_the_orchestrator_s_own_file_says_where_it_is_and_has_its_tokens(tmp_pat
 def test_a_monitor_s_file_is_for_looking(tmp_path: Path) -> None:
     orchestrator_yaml(tmp_path / "orchestrator.yaml")
     (tmp_path / "monitor.yaml").write_text(
-        "monitor: {server: 'ws://h:2', token: mt, refresh_rate: 7, verify_ssl: false}"
+        "monitor: {server: 'wss://h:2', token: mt, refresh_rate: 7, verify_ssl: false}"
     )
     found = Where().endpoint("monitor")
-    assert (found.url, found.token, found.verify_ssl) == ("ws://h:2", "mt", False)
+    assert (found.url, found.token, found.verify_ssl) == ("wss://h:2", "mt", False)
     assert Where().endpoint("admin").url == "wss://127.0.0.1:9000"
     assert Where().monitor().refresh_rate == 7
     assert Where(config=tmp_path / "orchestrator.yaml").monitor().refresh_rate == 1.0
@@ -192,7 +194,51 @@ def test_a_command_has_its_own_options_and_those_for_connecting() -> None:
         "token",
         "data_dir",
         "config",
+        "tls_fingerprint",
         "no_verify_ssl",
+        "insecure",
     ]
     command(number=4, server="ws://h:1", token=None, no_verify_ssl=True)
     assert told == [(Where(server="ws://h:1", no_verify_ssl=True), 4)]
+
+
+PIN = Fingerprint(bytes(range(32)))
+
+
+def test_nothing_goes_to_another_machine_in_clear_unless_that_is_said() -> None:
+    for server in ("ws://h:1", "ws://192.0.2.1:8765"):
+        with pytest.raises(CommandFailed, match="--insecure") as caught:
+            Where(server=server, token="t", no_verify_ssl=True).endpoint("admin")
+        assert caught.value.code == 2
+        assert Where(server=server, token="t", insecure=True).endpoint("admin").url == server
+
+
+def test_a_certificate_is_pinned_by_option_or_by_a_monitor_s_file(tmp_path: Path) -> None:
+    given = Where(server="wss://h:1", token="t", tls_fingerprint=[PIN.hex(), "ab" * 32])
+    assert given.endpoint("admin").fingerprints == (PIN, Fingerprint(b"\xab" * 32))
+    (tmp_path / "monitor.yaml").write_text(
+        f"monitor: {{server: 'wss://h:2', token: t, tls_fingerprint: '{PIN.hex(':')}'}}"
+    )
+    assert Where().endpoint("monitor").fingerprints == (PIN,)
+    with pytest.raises(CommandFailed, match="64 hexadecimal digits"):
+        Where(server="wss://h:1", token="t", tls_fingerprint=["ab"]).endpoint("admin")
+    with pytest.raises(CommandFailed, match="wss://"):
+        Where(server="ws://127.0.0.1:1", token="t", tls_fingerprint=[PIN.hex()]).endpoint("admin")
+
+
+def test_the_certificate_of_a_configuration_here_is_the_one_expected(tmp_path: Path) -> None:
+    """It is seldom for the address by which its own machine reaches it."""
+    orchestrator_yaml(tmp_path / "orchestrator.yaml")
+    assert Where().endpoint("admin").fingerprints == ()
+    made = pair(tmp_path / "tls", ["captions.example.org"])
+    made.cert.rename(tmp_path / "c.pem")
+    assert Where().endpoint("admin").fingerprints == (made.fingerprint,)
+
+
+def test_a_run_of_this_machine_is_believed_about_itself_and_nobody_else(tmp_path: Path) -> None:
+    write_access(tmp_path, Access("ws://10.0.0.1:5", "t", verify_ssl=False))
+    assert Where(data_dir=tmp_path).endpoint("admin").why_not is None
+    elsewhere = Where(data_dir=tmp_path, server="wss://h:1").endpoint("admin")
+    assert (elsewhere.verify_ssl, elsewhere.insecure) == (True, False)
+    with pytest.raises(CommandFailed, match="--insecure"):
+        Where(data_dir=tmp_path, server="ws://h:1").endpoint("admin")
