@@ -35,6 +35,9 @@ LINK_TESTS: Final = ("tests/integration/places/test_links.py",)
 TAR_TESTS: Final = ("tests/integration/orchestrator/test_tars.py",)
 OBJECT_TESTS: Final = ("tests/integration/places/test_objects.py",)
 GPU_TESTS: Final = ("tests/unit/cli/test_gpus.py", "tests/unit/engines/test_devices.py")
+TLS_TESTS: Final = ("tests/integration/dialing/test_tls.py", "tests/unit/dialing")
+SERVED: Final = "orchestrator/caption_flow/orchestrator/server/certificate.py"
+SERVED_TESTS: Final = ("tests/integration/orchestrator/test_certificate.py",)
 OUTBOX_TESTS: Final = ("tests/unit/worker/test_outbox.py", "tests/property/test_outbox.py")
 
 
@@ -71,6 +74,10 @@ def _tars(name: str, promise: str, module: str, old: str, new: str) -> Mutant:
         new,
         TAR_TESTS,
     )
+
+
+def _dialing(name: str, promise: str, module: str, old: str, new: str) -> Mutant:
+    return Mutant(name, promise, f"shared/caption_flow/dialing/{module}.py", old, new, TLS_TESTS)
 
 
 def _outbox(name: str, promise: str, old: str, new: str) -> Mutant:
@@ -943,5 +950,100 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
         "worker/caption_flow/worker/engines/devices.py",
         "if not chosen or needed <= len(chosen):",
         "if not chosen or needed >= len(chosen):",
+    ),
+    # ------------------------------------------------------------------ TLS
+    _dialing(
+        "any certificate",
+        "whoever has another certificate than the pinned one gets no token",
+        "tls",
+        "if der is None or not is_one_of(der, self._fingerprints):",
+        "if der is None:",
+    ),
+    _dialing(
+        "token before the certificate",
+        "the pinned certificate is looked at before anything is said",
+        "tls",
+        "        if der is None or not is_one_of(der, self._fingerprints):\n"
+        "            raise WrongCertificateError\n"
+        "        await super().handshake(*args, **options)\n",
+        "        await super().handshake(*args, **options)\n"
+        "        if der is None or not is_one_of(der, self._fingerprints):\n"
+        "            raise WrongCertificateError\n",
+    ),
+    _dialing(
+        "no verification",
+        "a certificate that nobody pinned is of a trusted authority, and for the name dialled",
+        "tls",
+        "if endpoint.fingerprints or not endpoint.verify_ssl:",
+        "if endpoint.fingerprints or endpoint.verify_ssl:",
+    ),
+    _dialing(
+        "redirects",
+        "nobody is followed elsewhere",
+        "dial",
+        "        return exc\n",
+        "        return super().process_redirect(exc)\n",
+    ),
+    _dialing(
+        "in clear",
+        "another machine is not dialled in clear unless that is said",
+        "endpoint",
+        "if not self.is_on_this_machine and not self.insecure:",
+        "if not self.is_on_this_machine and self.insecure:",
+    ),
+    _dialing(
+        "fingerprint without effect",
+        "a fingerprint is never without effect",
+        "endpoint",
+        "        if self.fingerprints:\n            return (",
+        "        if self.fingerprints and self.insecure:\n            return (",
+    ),
+    Mutant(
+        "fingerprint of a part",
+        "a fingerprint is compared as a whole",
+        "shared/caption_flow/certificates/fingerprint.py",
+        "hmac.compare_digest(seen, one)",
+        "hmac.compare_digest(seen[:31], one[:31])",
+        ("tests/unit/certificates/test_fingerprint.py",),
+    ),
+    Mutant(
+        "key for everybody",
+        "a private key is readable by its owner alone",
+        "shared/caption_flow/certificates/self_signed.py",
+        "_written(key, made.key_pem, 0o600)",
+        "_written(key, made.key_pem, 0o644)",
+        ("tests/unit/certificates/test_self_signed.py",),
+    ),
+    Mutant(
+        "certificate for good",
+        "new connections get the certificate that is in the files",
+        SERVED,
+        "connection.context = self._current",
+        "_ = self._current",
+        SERVED_TESTS,
+    ),
+    Mutant(
+        "half a change",
+        "a certificate and a key that are replaced one after the other are waited for",
+        SERVED,
+        "if stamp == self._served or not is_settled:",
+        "if stamp == self._served:",
+        SERVED_TESTS,
+    ),
+    Mutant(
+        "links not followed",
+        "a name that leads to other files is a change",
+        SERVED,
+        "facts = path.stat()",
+        "facts = path.lstat()",
+        SERVED_TESTS,
+    ),
+    Mutant(
+        "old TLS",
+        "nothing older than TLS 1.2 is spoken",
+        "shared/caption_flow/certificates/contexts.py",
+        "context.minimum_version = max(context.minimum_version, ssl.TLSVersion.TLSv1_2)",
+        "context.minimum_version = ssl.TLSVersion.MINIMUM_SUPPORTED",
+        SERVED_TESTS,
     ),
 )
