@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Final
+from typing import Any, Final, TypeGuard
 
 from caption_flow.config.orchestrator import OrchestratorConfig
 from caption_flow.config.problems import key_path
@@ -68,7 +68,7 @@ def _differences(old: Any, new: Any, path: KeyPath) -> Iterator[KeyPath]:
         yield path
 
 
-def _are_sections(value: Any) -> bool:
+def _are_sections(value: Any) -> TypeGuard[tuple[Section, ...]]:
     return isinstance(value, tuple) and all(isinstance(one, Section) for one in value)
 
 
