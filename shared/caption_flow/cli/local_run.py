@@ -149,7 +149,8 @@ class LocalRun:
         if not watching.done():
             watching.cancel()
             return None
-        if leader.finished.is_set() or self._stopping:
+        # Its owner may have ended it from elsewhere, too.
+        if leader.finished.is_set() or self._stopping or leader.draining:
             return None
         return watching.result() or (
             "the workers ended before every image was done; the same command goes on from here"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Final
+from typing import Any, Final, TypeGuard
 
 from caption_flow.config.orchestrator import OrchestratorConfig
 from caption_flow.config.problems import key_path
@@ -40,6 +40,9 @@ def obstacles(old: OrchestratorConfig, new: OrchestratorConfig) -> list[str]:
     found = [f"{path}: needs a restart" for path in changed_keys(old, new) if not _is_at_once(path)]
     if old.mock_results != new.mock_results:
         found.append("vllm.mock_results: needs a restart, also of the workers")
+    if old.has_tokens and not new.has_tokens:
+        # The worker's token that stands in for them is made at the start.
+        found.append("auth: needs a restart to go on without tokens")
     return found + list(_obstacles_in_recipes(old.recipe(), new.recipe()))
 
 
@@ -68,7 +71,7 @@ def _differences(old: Any, new: Any, path: KeyPath) -> Iterator[KeyPath]:
         yield path
 
 
-def _are_sections(value: Any) -> bool:
+def _are_sections(value: Any) -> TypeGuard[tuple[Section, ...]]:
     return isinstance(value, tuple) and all(isinstance(one, Section) for one in value)
 
 
