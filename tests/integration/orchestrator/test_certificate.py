@@ -18,6 +18,7 @@ from caption_flow.certificates.describe import CertificateError
 from caption_flow.certificates.fingerprint import Fingerprint, fingerprint_of, shown
 from caption_flow.dialing.dial import Endpoint, dial
 from caption_flow.orchestrator.server import certificate as served_certificate
+from caption_flow.orchestrator.server import server
 from caption_flow.orchestrator.server.auth import Identity, TokenTable
 from caption_flow.orchestrator.server.certificate import ServedCertificate
 from caption_flow.orchestrator.server.server import listen
@@ -45,12 +46,12 @@ async def listening(served: ServedCertificate) -> AsyncIterator[int]:
 
     tokens = TokenTable()
     tokens.add(TOKEN, Identity("worker", "w"))
-    server = await listen(handle, tokens, host="127.0.0.1", port=0, tls=served.context)
+    serving = await listen(handle, tokens, host="127.0.0.1", port=0, tls=served.context)
     try:
-        yield next(iter(server.sockets)).getsockname()[1]
+        yield next(iter(serving.sockets)).getsockname()[1]
     finally:
-        server.close()
-        await server.wait_closed()
+        serving.close()
+        await serving.wait_closed()
 
 
 async def shake_hands(
@@ -200,6 +201,20 @@ async def test_files_are_watched_by_themselves(
             while await shake_hands(port) != second.fingerprint:
                 assert not watching.done()
         watching.cancel()
+
+
+async def test_a_client_that_never_shakes_hands_is_hung_up_on(
+    files: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "TLS_HANDSHAKE_SECONDS", 0.2)
+    made = pair(files)
+    async with listening(ServedCertificate(made.cert, made.key)) as port:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        async with asyncio.timeout(20):
+            with contextlib.suppress(ConnectionResetError):
+                assert await reader.read() == b""
+        writer.transport.abort()
+        assert await shake_hands(port) == made.fingerprint
 
 
 @pytest.mark.parametrize(
