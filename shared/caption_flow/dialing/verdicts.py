@@ -11,6 +11,7 @@ from http import HTTPStatus
 from typing import Final
 
 from websockets.exceptions import InvalidStatus, InvalidURI, NegotiationError
+from websockets.http11 import Response
 
 from caption_flow.dialing.endpoint import Endpoint
 from caption_flow.dialing.tls import WrongCertificateError
@@ -19,7 +20,7 @@ from caption_flow.protocol.version import SUBPROTOCOL
 HANDSHAKE_SECONDS: Final = 30.0
 """A refusal may be slow on purpose: the orchestrator delays addresses that guess tokens."""
 
-_LONGEST_SHOWN: Final = 200
+_LONGEST_SHOWN: Final = 300
 _COMPARE: Final = (
     "ask for the SHA-256 that `caption-flow inspect-cert FILE` prints on the orchestrator's "
     "machine and give it with --tls-fingerprint"
@@ -153,10 +154,13 @@ def _of_tls(shown: str, error: WrongCertificateError | ssl.SSLError) -> Verdict:
 
 def _of_status(shown: str, error: InvalidStatus) -> Verdict:
     response = error.response
-    if response.status_code in {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}:
+    said = _said(response)
+    if response.status_code == HTTPStatus.UNAUTHORIZED:
         return UnwelcomeError(f"the orchestrator at {shown} refused the token")
+    if response.status_code == HTTPStatus.FORBIDDEN:  # a token that it knows, and may say more to
+        more = f": {said}" if said else ""
+        return UnwelcomeError(f"the orchestrator at {shown} refused the token{more}")
     if response.status_code in {HTTPStatus.BAD_REQUEST, HTTPStatus.UPGRADE_REQUIRED}:
-        said = bytes(response.body or b"").decode("utf-8", errors="replace").strip()
         if not said or "invalid subprotocol" in said:  # the socket library's own words
             return other_version(shown)
         return UnwelcomeError(f"{shown} refused the connection: {said}")
@@ -167,3 +171,10 @@ def _of_status(shown: str, error: InvalidStatus) -> Verdict:
             "the orchestrator itself"
         )
     return UnluckyError(str(error))
+
+
+def _said(response: Response) -> str:
+    """Return an answer's text as one short line that moves no cursor, whoever answers."""
+    text = bytes(response.body or b"").decode("utf-8", errors="replace")
+    line = " ".join(text[:_LONGEST_SHOWN].split())
+    return "".join(one if one.isprintable() else "\N{REPLACEMENT CHARACTER}" for one in line)

@@ -173,6 +173,17 @@ async def test_nobody_is_followed_elsewhere(own: Pair, tmp_path: Path, status: i
     assert (clear.connections, other.connections) == (0, 0)
 
 
+@pytest.mark.parametrize("status", ["403 Forbidden", "400 Bad Request"])
+async def test_what_a_refusal_says_is_one_harmless_line(status: str) -> None:
+    body = b"sorry,\r\n\x1b[2Jnot \xffyou" + b"!" * 5000
+    head = f"HTTP/1.1 {status}\r\nContent-Length: {len(body)}\r\n\r\n"
+    async with recorder(None, head.encode() + body) as stranger:
+        sentence = await refused(Endpoint(f"ws://127.0.0.1:{stranger.port}", TOKEN))
+    assert "sorry, \N{REPLACEMENT CHARACTER}[2Jnot" in sentence
+    assert sentence.isprintable()
+    assert len(sentence) < 500
+
+
 # --------------------------------------------------------------------------- what is wrong
 
 
