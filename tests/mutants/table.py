@@ -49,6 +49,14 @@ SERVING_TESTS: Final = (
     "tests/integration/orchestrator/test_image_memory.py",
 )
 GPU_TESTS: Final = ("tests/unit/cli/test_gpus.py", "tests/unit/engines/test_devices.py")
+TLS_TESTS: Final = ("tests/integration/dialing/test_tls.py", "tests/unit/dialing")
+SERVED: Final = "orchestrator/caption_flow/orchestrator/server/certificate.py"
+SERVED_TESTS: Final = ("tests/integration/orchestrator/test_certificate.py",)
+STEERING: Final = "orchestrator/caption_flow/orchestrator/steering.py"
+STEERING_TESTS: Final = ("tests/integration/orchestrator/test_steering.py",)
+CONNECTING_TESTS: Final = ("tests/unit/cli/test_connecting.py",)
+SESSION_TESTS: Final = ("tests/unit/worker/test_session.py",)
+WORKER_TESTS: Final = ("tests/integration/worker/test_client.py",)
 OUTBOX_TESTS: Final = ("tests/unit/worker/test_outbox.py", "tests/property/test_outbox.py")
 
 
@@ -98,6 +106,10 @@ def _columns(name: str, promise: str, module: str, old: str, new: str) -> Mutant
 
 def _serving(name: str, promise: str, file: str, old: str, new: str) -> Mutant:
     return Mutant(name, promise, file, old, new, SERVING_TESTS)
+
+
+def _dialing(name: str, promise: str, module: str, old: str, new: str) -> Mutant:
+    return Mutant(name, promise, f"shared/caption_flow/dialing/{module}.py", old, new, TLS_TESTS)
 
 
 def _outbox(name: str, promise: str, old: str, new: str) -> Mutant:
@@ -202,7 +214,7 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
         "old outputs built upon",
         "what is on its way to a later stage begins again, too, when its file has changed",
         "book",
-        "commit.again |= commit.mask & commit.chunk.among(items)",
+        "commit.again |= commit.mask & meant(commit.chunk)",
         "pass",
     ),
     _ledger(
@@ -526,7 +538,7 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
         "quarantined in company",
         "an item is quarantined only when nothing else can be to blame",
         "ledger",
-        "if lease.isolated and left.bit_count() == 1:",
+        "if is_last and left.bit_count() == 1:",
         "if attempts >= self.policy.max_attempts and left.bit_count() == 1:",
     ),
     _ledger(
@@ -1190,5 +1202,262 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
         "worker/caption_flow/worker/engines/devices.py",
         "if not chosen or needed <= len(chosen):",
         "if not chosen or needed >= len(chosen):",
+    ),
+    # ------------------------------------------------------------------ TLS
+    _dialing(
+        "any certificate",
+        "whoever has another certificate than the pinned one gets no token",
+        "tls",
+        "if der is None or not is_one_of(der, self._fingerprints):",
+        "if der is None:",
+    ),
+    _dialing(
+        "token before the certificate",
+        "the pinned certificate is looked at before anything is said",
+        "tls",
+        "        if der is None or not is_one_of(der, self._fingerprints):\n"
+        "            raise WrongCertificateError\n"
+        "        await super().handshake(*args, **options)\n",
+        "        await super().handshake(*args, **options)\n"
+        "        if der is None or not is_one_of(der, self._fingerprints):\n"
+        "            raise WrongCertificateError\n",
+    ),
+    _dialing(
+        "no verification",
+        "a certificate that nobody pinned is of a trusted authority, and for the name dialled",
+        "tls",
+        "if endpoint.fingerprints or not endpoint.verify_ssl:",
+        "if endpoint.fingerprints or endpoint.verify_ssl:",
+    ),
+    _dialing(
+        "redirects",
+        "nobody is followed elsewhere",
+        "dial",
+        "        return exc\n",
+        "        return super().process_redirect(exc)\n",
+    ),
+    _dialing(
+        "in clear",
+        "another machine is not dialled in clear unless that is said",
+        "endpoint",
+        "if not self.is_on_this_machine and not self.insecure:",
+        "if not self.is_on_this_machine and self.insecure:",
+    ),
+    _dialing(
+        "fingerprint without effect",
+        "a fingerprint is never without effect",
+        "endpoint",
+        "        if self.fingerprints:\n            return (",
+        "        if self.fingerprints and self.insecure:\n            return (",
+    ),
+    Mutant(
+        "fingerprint of a part",
+        "a fingerprint is compared as a whole",
+        "shared/caption_flow/certificates/fingerprint.py",
+        "hmac.compare_digest(seen, one)",
+        "hmac.compare_digest(seen[:31], one[:31])",
+        ("tests/unit/certificates/test_fingerprint.py",),
+    ),
+    Mutant(
+        "key for everybody",
+        "a private key is readable by its owner alone",
+        "shared/caption_flow/certificates/self_signed.py",
+        "_written(key, made.key_pem, 0o600)",
+        "_written(key, made.key_pem, 0o644)",
+        ("tests/unit/certificates/test_self_signed.py",),
+    ),
+    Mutant(
+        "certificate for good",
+        "new connections get the certificate that is in the files",
+        SERVED,
+        "connection.context = self._current",
+        "_ = self._current",
+        SERVED_TESTS,
+    ),
+    Mutant(
+        "half a change",
+        "a certificate and a key that are replaced one after the other are waited for",
+        SERVED,
+        "if stamp == self._served or not is_settled:",
+        "if stamp == self._served:",
+        SERVED_TESTS,
+    ),
+    Mutant(
+        "links not followed",
+        "a name that leads to other files is a change",
+        SERVED,
+        "facts = path.stat()",
+        "facts = path.lstat()",
+        SERVED_TESTS,
+    ),
+    Mutant(
+        "old TLS",
+        "nothing older than TLS 1.2 is spoken",
+        "shared/caption_flow/certificates/contexts.py",
+        "context.minimum_version = max(context.minimum_version, ssl.TLSVersion.TLSv1_2)",
+        "context.minimum_version = ssl.TLSVersion.MINIMUM_SUPPORTED",
+        SERVED_TESTS,
+    ),
+    # ------------------------------------------------------------------ watching and steering
+    Mutant(
+        "monitors that act",
+        "a monitor's token shows the state and does nothing else",
+        "orchestrator/caption_flow/orchestrator/server/observers.py",
+        'if identity.role != "admin":',
+        "if False:",
+        STEERING_TESTS,
+    ),
+    Mutant(
+        "pause forgotten",
+        "a pause outlasts the orchestrator",
+        SERVICE,
+        'await self._store.write(SetMeta({_PAUSED: "yes"}))',
+        'await self._store.write(SetMeta({_PAUSED: ""}))',
+        STEERING_TESTS,
+    ),
+    Mutant(
+        "still finished",
+        "a finished run goes on when failed items are put back",
+        SERVICE,
+        "            self.finished.clear()",
+        "            pass",
+        STEERING_TESTS,
+    ),
+    Mutant(
+        "half applied",
+        "a configuration of which something needs a restart changes nothing",
+        STEERING,
+        "        if in_the_way:",
+        "        if False:",
+        STEERING_TESTS,
+    ),
+    Mutant(
+        "recipe kept to oneself",
+        "workers hear of a changed recipe",
+        SERVICE,
+        "for link in self._conversations.links.values() if is_news else ():",
+        "for link in ():",
+        STEERING_TESTS,
+    ),
+    Mutant(
+        "half of another recipe",
+        "a row is of one recipe: what an earlier one gave to a later stage is not stored",
+        SERVICE,
+        "ev.CommitRejected(ticket) if is_outdated else ev.Committed(ticket)",
+        "ev.Committed(ticket)",
+        STEERING_TESTS,
+    ),
+    Mutant(
+        "partials of another recipe kept",
+        "items between stages begin again under another recipe, on disk, too",
+        SERVICE,
+        "            self.apply(ev.RecipeReplaced())\n"
+        "            self._watch(self._store.write(ForgetPartials()))",
+        "            self.apply(ev.RecipeReplaced())",
+        STEERING_TESTS,
+    ),
+    Mutant(
+        "credits kept",
+        "rows that are taken back are nobody's any more",
+        SERVICE,
+        "self._credits.setdefault(name, Counter()).subtract(counts)",
+        "pass",
+        STEERING_TESTS,
+    ),
+    Mutant(
+        "a shutdown without an answer",
+        "a shutdown is answered before the end",
+        SERVICE,
+        "for outgoing in (*self._conversations.observers, *(one.outgoing for one in links)):\n"
+        "                    await outgoing.flush()",
+        "self._conversations.observers.clear()\n"
+        "                for observer in links:\n"
+        "                    await observer.outgoing.flush()",
+        STEERING_TESTS,
+    ),
+    _ledger(
+        "another recipe built upon",
+        "items between stages begin again when the recipe is replaced",
+        "ledger",
+        "self._rewind(None, None, effects)",
+        "pass",
+    ),
+    _ledger(
+        "pieces in the wrong queue",
+        "with another limit of attempts, what waits is found all the same",
+        "backlog",
+        "        for piece in waiting:\n            self.put(piece)",
+        "        for piece in waiting:\n            piece.chunk.pieces.append(piece)",
+    ),
+    _ledger(
+        "put aside too early",
+        "an item is put aside after as many attempts as are allowed now",
+        "ledger",
+        "is_last = lease.isolated and attempts >= self.policy.max_attempts",
+        "is_last = lease.isolated",
+    ),
+    Mutant(
+        "old prompts to the end",
+        "when the recipe changes, what is in no engine is given up",
+        "worker/caption_flow/worker/core/session.py",
+        "            self._give(held, effects)",
+        "            pass",
+        SESSION_TESTS,
+    ),
+    Mutant(
+        "an unchanged model loaded again",
+        "a changed recipe loads what it changes and nothing else",
+        "worker/caption_flow/worker/runtime.py",
+        "if self._made.get(model) == options[model]",
+        "if False",
+        WORKER_TESTS,
+    ),
+    Mutant(
+        "engines pulled from under requests",
+        "other engines are loaded when the old ones have answered",
+        "worker/caption_flow/worker/pipeline.py",
+        "if self._renewal is not None and not self._carried and self.may_swap:",
+        "if self._renewal is not None and self.may_swap:",
+        WORKER_TESTS,
+    ),
+    Mutant(
+        "a token for everybody",
+        "a token that happens to lie about is sent to no server named on the command line",
+        "shared/caption_flow/cli/connecting.py",
+        "        if self.server is not None:\n            return Found()",
+        "        if False:\n            return Found()",
+        CONNECTING_TESTS,
+    ),
+    Mutant(
+        "a token to be read by all",
+        "what an orchestrator leaves for its owner can be read by that user only",
+        "shared/caption_flow/cli/local_access.py",
+        "os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600",
+        "os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644",
+        CONNECTING_TESTS,
+    ),
+    Mutant(
+        "another's access taken away",
+        "an orchestrator takes away what it left itself and nothing else",
+        "shared/caption_flow/cli/local_access.py",
+        "if access is not None and access.token == token:",
+        "if access is not None:",
+        CONNECTING_TESTS,
+    ),
+    Mutant(
+        "numbers without bound",
+        "what workers say of themselves is bounded, and finite",
+        "shared/caption_flow/protocol/messages.py",
+        "        Annotated[float, msgspec.Meta(ge=-1e15, le=1e15)],",
+        "        float,",
+        STEERING_TESTS,
+    ),
+    Mutant(
+        "a name that moves the cursor",
+        "what workers are called is shown with control characters written out",
+        "shared/caption_flow/cli/status_view.py",
+        "*(for_people(text) for text in texts),",
+        "*texts,",
+        ("tests/unit/cli/test_status_view.py",),
     ),
 )

@@ -3,35 +3,43 @@
 from __future__ import annotations
 
 import asyncio
-import ssl
 from collections.abc import Callable, Iterable
 from contextlib import closing
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 from caption_flow.config.dataset import DatasetConfig
 from caption_flow.config.orchestrator import OrchestratorConfig
-from caption_flow.orchestrator.server.auth import Identity, Role, TokenTable
-from caption_flow.orchestrator.service import Orchestrator, Settings
+from caption_flow.orchestrator.server.auth import Identity, Role, TokenTable, digest_of
+from caption_flow.orchestrator.service import Orchestrator, settings_of
 from caption_flow.orchestrator.sources.base import RunFolder, Source
 from caption_flow.orchestrator.sources.registry import source_for
+from caption_flow.orchestrator.steering import Configuration, Configured, Token
 from caption_flow.storage.database import open_for_reading, read_meta
 from caption_flow.storage.store import RunStore
 from caption_flow.storage.writer import Write
 
+if TYPE_CHECKING:  # only for who serves TLS: the library of certificates takes a while to import
+    from caption_flow.orchestrator.server.certificate import ServedCertificate
+
 
 async def assemble(
     config: OrchestratorConfig,
-    tokens: Iterable[tuple[str, str, str]],
+    tokens: Iterable[Token],
     *,
-    tls: ssl.SSLContext | None = None,
+    tls: ServedCertificate | None = None,
     limit: int | None = None,
     skip: Callable[[bytes], bool] | None = None,
     resume_leases: bool = True,
+    stays_paused: bool = True,
+    own_tokens: Iterable[Token] = (),
+    read_again: Callable[[str | None], Configuration] | None = None,
 ) -> Orchestrator:
-    """Open everything a run needs. ``tokens`` are (role, name, token).
+    """Open everything a run needs. ``tokens`` are those of the configuration.
 
     ``limit`` narrows the dataset, ``skip`` a folder of files; see `LocalSource`. ``resume_leases``
-    is false when the workers of earlier days are known to be gone.
+    is false when the workers of earlier days are known to be gone, ``stays_paused`` when starting
+    the run means that it shall go on. ``own_tokens`` are this process's own: they stay when the
+    configuration is reloaded, which takes ``read_again`` (see `Configured`).
 
     Raises:
         SourceError: the dataset is not there, holds nothing, or is of a kind not supported yet.
@@ -46,7 +54,10 @@ async def assemble(
         store.release()
         raise
     table = TokenTable()
-    for role, name, token in tokens:
+    table.replace(
+        Identity(cast("Role", role), name, digest_of(token)) for role, name, token in tokens
+    )
+    for role, name, token in own_tokens:
         table.add(token, Identity(cast("Role", role), name))
     return Orchestrator(
         settings_of(config, tls),
@@ -58,21 +69,8 @@ async def assemble(
         limit=limit,
         mock_results=config.mock_results,
         resume_leases=resume_leases,
-    )
-
-
-def settings_of(config: OrchestratorConfig, tls: ssl.SSLContext | None) -> Settings:
-    """Pick what the orchestrator itself needs from a configuration."""
-    return Settings(
-        host=config.host,
-        port=config.port,
-        tls=tls,
-        chunk_size=config.chunk_size,
-        chunks_per_request=config.chunks_per_request,
-        lease_seconds=config.lease_seconds,
-        max_attempts=config.max_attempts,
-        checkpoint_interval=config.storage.checkpoint_interval,
-        checkpoint_rows=config.storage.caption_buffer_size,
+        stays_paused=stays_paused,
+        configured=None if read_again is None else Configured(config, read_again),
     )
 
 

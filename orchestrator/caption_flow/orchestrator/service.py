@@ -8,12 +8,12 @@ whatever blocks (SQLite, Parquet, listing, describing) runs in threads.
 from __future__ import annotations
 
 import asyncio
-import ssl
 import time
 from collections import Counter
 from collections.abc import (
     AsyncGenerator,
     AsyncIterator,
+    Awaitable,
     Callable,
     Collection,
     Coroutine,
@@ -24,15 +24,16 @@ from collections.abc import (
 from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Final, assert_never
+from typing import TYPE_CHECKING, Final, Literal, assert_never
 
 import msgspec
 import structlog
 from websockets.asyncio.server import Server
 
+from caption_flow.config.orchestrator import OrchestratorConfig
 from caption_flow.orchestrator.core import events as ev
 from caption_flow.orchestrator.core.ledger import Ledger, Policy, StoredLease
-from caption_flow.orchestrator.core.progress import Progress, Tally
+from caption_flow.orchestrator.core.progress import Progress, Tally, TokenTally
 from caption_flow.orchestrator.core.ranges import RangeSet
 from caption_flow.orchestrator.server.auth import TokenTable
 from caption_flow.orchestrator.server.conversation import (
@@ -57,6 +58,7 @@ from caption_flow.orchestrator.sources.base import (
     SourceError,
     Vanished,
 )
+from caption_flow.orchestrator.steering import Configured, Steersman
 from caption_flow.places.base import MISSING, NotHereError, PlaceError
 from caption_flow.places.portions import Room, in_portions
 from caption_flow.places.reader import PlaceReader
@@ -71,9 +73,11 @@ from caption_flow.protocol.messages import (
     GrantedLease,
     Image,
     ItemDescription,
+    LeaseId,
     Limits,
     Message,
     Recall,
+    RecipeChanged,
     RecipeSpec,
     Trim,
     Wait,
@@ -85,8 +89,9 @@ from caption_flow.recipe.serving import Leg, by_stage, positions
 from caption_flow.recipe.stages import Recipe
 from caption_flow.recipe.wire import to_spec
 from caption_flow.storage.errors import StorageError, StorageFullError
-from caption_flow.storage.opening import RememberedLease, Snapshot
+from caption_flow.storage.opening import KnownPart, RememberedLease, Snapshot
 from caption_flow.storage.partials import ForgetPartials, Partial
+from caption_flow.storage.reopen import Opened
 from caption_flow.storage.store import RunStore
 from caption_flow.storage.writes import (
     CatalogEntry,
@@ -102,13 +107,21 @@ from caption_flow.storage.writes import (
     SetMeta,
 )
 
+if TYPE_CHECKING:  # only for who serves TLS: the library of certificates takes a while to import
+    from caption_flow.orchestrator.server.certificate import ServedCertificate
+
 log = structlog.get_logger()
+
+Holder = Literal["disk", "drain", "admin"]
+"""Who may keep items from being handed out."""
 
 _TICK_SECONDS: Final = 0.5
 _PROGRESS_SECONDS: Final = 5.0
 _QUARANTINED: Final = "quarantined"
 _SHARD_PAUSES_SECONDS: Final = (5.0, 20.0, 60.0)
 """What is out of reach is tried again after each of these, then its leased items fail."""
+_PAUSED: Final = "paused"
+"""The fact that an admin has paused the run, by its presence."""
 _GRANT_BYTES: Final = MAX_FRAME_BYTES // 8
 """Texts of earlier stages and columns in one message, about; a lease with more comes in several."""
 
@@ -119,7 +132,7 @@ class Settings:
 
     host: str = "127.0.0.1"
     port: int = 8765
-    tls: ssl.SSLContext | None = None
+    tls: ServedCertificate | None = None
     chunk_size: int = 1000
     chunks_per_request: int = 2
     lease_seconds: float = 120.0
@@ -127,6 +140,21 @@ class Settings:
     checkpoint_interval: float = 60.0
     checkpoint_rows: int = 1000
     drain_seconds: float = 10.0
+
+
+def settings_of(config: OrchestratorConfig, tls: ServedCertificate | None) -> Settings:
+    """Pick what the orchestrator itself needs from a configuration."""
+    return Settings(
+        host=config.host,
+        port=config.port,
+        tls=tls,
+        chunk_size=config.chunk_size,
+        chunks_per_request=config.chunks_per_request,
+        lease_seconds=config.lease_seconds,
+        max_attempts=config.max_attempts,
+        checkpoint_interval=config.storage.checkpoint_interval,
+        checkpoint_rows=config.storage.caption_buffer_size,
+    )
 
 
 class Orchestrator:
@@ -144,13 +172,16 @@ class Orchestrator:
         limit: int | None = None,
         mock_results: bool = False,
         resume_leases: bool = True,
+        stays_paused: bool = True,
+        configured: Configured | None = None,
     ) -> None:
         """Restore the run from its store, which is to remember that it is about ``dataset``.
 
         ``limit`` is how many items of it there are to be at most.
 
         Without ``resume_leases`` the workers of earlier days are known to be gone: what they held
-        is handed out again at once instead of waiting for them.
+        is handed out again at once instead of waiting for them. A run that was paused stays so if
+        it ``stays_paused``. What it is ``configured`` with can be replaced while it runs.
         """
         self.settings = settings
         self.port: int | None = None
@@ -174,15 +205,23 @@ class Orchestrator:
             stages=len(recipe.stages),
             now=self._clock(),
         )
+        self._began = self._clock()
+        self._stays_paused = stays_paused
         self._tally = Tally(store.snapshot.totals, now=self._clock())
+        self._answers = TokenTally(now=self._clock())
+        self._credits = {name: Counter(of) for name, of in store.snapshot.contributors.items()}
+        self._earlier_recipes: set[str] = set()
+        """Fingerprints of recipes that this very orchestrator has handed out before."""
         self._flags: Counter[str] = Counter()
         """Rows of this orchestrator's own time by flag; what was stored before is in the parts."""
         self._buffered = store.snapshot.buffered
-        self._conversations = Conversations(self)
+        self.steering = Steersman(self, tokens, configured)
+        self._conversations = Conversations(self, self.steering)
         self._tasks: set[asyncio.Task[None]] = set()
         self._checkpoint_due = asyncio.Event()
         self._ending = asyncio.Event()
         self._draining = False
+        self._held: set[Holder] = set()
         self._unserved: frozenset[str] = frozenset()
         """Stages that nobody runs and something waits for, when this was last looked at."""
         self._passed_over: dict[str, str] = {}
@@ -211,7 +250,10 @@ class Orchestrator:
             now=self._clock(),
         )
         return replace(
-            progress, unserved=self._waiting_for_nobody(), passed_over=dict(self._passed_over)
+            progress,
+            unserved=self._waiting_for_nobody(),
+            committing=ledger.committing,
+            passed_over=dict(self._passed_over),
         )
 
     def _waiting_for_nobody(self) -> dict[str, int]:
@@ -236,6 +278,71 @@ class Orchestrator:
         """Why results cannot be stored at present, or None."""
         return self._trouble
 
+    @property
+    def is_complete(self) -> bool:
+        """Whether every item is captioned or failed, as far as the ledger knows now."""
+        return self._ledger.finished
+
+    @property
+    def links(self) -> Collection[Link]:
+        """The connected workers."""
+        return self._conversations.links.values()
+
+    @property
+    def flags(self) -> Mapping[str, int]:
+        """Rows of this orchestrator's own time by flag."""
+        return self._flags
+
+    @property
+    def held(self) -> Collection[Holder]:
+        """Who keeps items from being handed out."""
+        return self._held
+
+    def leases_of(self, link: Link) -> Mapping[LeaseId, int]:
+        """Return how many items are left of each lease that a worker has."""
+        leases = self._ledger.leases_of(link.session)
+        return {lease: left for lease, (_, _, left) in leases.items()}
+
+    @property
+    def absent(self) -> Collection[Link]:
+        """Workers that were lost and have not come back."""
+        return self._conversations.absent.values()
+
+    @property
+    def uptime_seconds(self) -> float:
+        """How long this orchestrator has been there."""
+        return self._clock() - self._began
+
+    @property
+    def dataset(self) -> str:
+        """What the run is about."""
+        return self._dataset
+
+    @property
+    def recipe(self) -> str:
+        """The fingerprint of the recipe that is handed out."""
+        return self._recipe.fingerprint
+
+    @property
+    def answers(self) -> TokenTally:
+        """The tokens of this orchestrator's own time."""
+        return self._answers
+
+    @property
+    def credits(self) -> Mapping[str, Mapping[str, int]]:
+        """The run's rows by contributor, and then as ``captioned`` or by kind of failure."""
+        return self._credits
+
+    @property
+    def shelf(self) -> Collection[KnownPart]:
+        """The parts on disk."""
+        return self._store.shelf.values()
+
+    @property
+    def clock(self) -> float:
+        """The time on the clock of this run, in seconds."""
+        return self._clock()
+
     # ------------------------------------------------------------------ life
 
     async def run(self) -> None:
@@ -253,6 +360,7 @@ class Orchestrator:
                 if not self._is_resumed:
                     self._watch(self._store.write(ForgetPartials()))
                 self._watch(self._store.write(self._facts()))
+                self._take_up_pause()
                 for lease in self._stale:
                     self._watch(self._store.write(ForgetLease(lease)))
                 self.port = int(server.sockets[0].getsockname()[1])
@@ -260,6 +368,8 @@ class Orchestrator:
                 self._spawn(self._list_dataset(), "listing")
                 self._spawn(self._tick(), "clock")
                 self._spawn(self._checkpoint_regularly(), "checkpoints")
+                if self.settings.tls is not None:
+                    self._spawn(self.settings.tls.watch(), "certificate")
                 await self._ending.wait()
                 if self._failure is None:
                     await self._let_workers_finish()
@@ -279,6 +389,77 @@ class Orchestrator:
         self.settings = replace(self.settings, drain_seconds=0.0)
         self.drain()
 
+    def hold(self, holder: Holder) -> None:
+        """Hand out nothing until every holder has let go; results are still taken."""
+        self._held.add(holder)
+        self.apply(ev.Paused())
+
+    def let_go(self, holder: Holder) -> None:
+        """Hand out again, unless somebody else holds."""
+        self._held.discard(holder)
+        if not self._held:
+            self.apply(ev.Resumed())
+
+    async def pause(self) -> None:
+        """Hand out nothing until `resume`, also after a restart."""
+        self.hold("admin")
+        await self._store.write(SetMeta({_PAUSED: "yes"}))
+
+    async def resume(self) -> None:
+        """Hand out again."""
+        self.let_go("admin")
+        await self._store.write(SetMeta({_PAUSED: ""}))
+
+    def _take_up_pause(self) -> None:
+        if not self._store.snapshot.meta.get(_PAUSED):
+            return
+        if self._stays_paused:
+            log.warning("the run is paused, as it was: `caption-flow resume` lets it go on")
+            self.hold("admin")
+        else:
+            self._watch(self._store.write(SetMeta({_PAUSED: ""})))
+
+    async def adopt(self, config: OrchestratorConfig) -> None:
+        """Go on with other portions, limits and checkpoints, and by another recipe.
+
+        There are no `obstacles`. Items that are leased are finished by the recipe they were granted
+        under, if their worker has begun them and carries them to the end.
+
+        Raises:
+            StorageError: it cannot be noted which recipe is in force.
+        """
+        settings, recipe = settings_of(config, self.settings.tls), config.recipe()
+        spec = to_spec(recipe, config.mock_results)
+        replaced = recipe.fingerprint != self._recipe.fingerprint
+        if replaced:
+            self._earlier_recipes.add(self._recipe.fingerprint)
+            self._earlier_recipes.discard(recipe.fingerprint)
+        is_news = spec != self._spec or _limits(settings) != _limits(self.settings)
+        self._recipe, self._spec = recipe, spec
+        kept = {name: getattr(self.settings, name) for name in ("host", "port", "drain_seconds")}
+        self.settings = replace(settings, **kept)
+        # Before anything is granted or taken by the new rules.
+        for link in self._conversations.links.values() if is_news else ():
+            link.outgoing.send(RecipeChanged(spec, _limits(settings)))
+        self.apply(
+            ev.PolicyChanged(settings.chunk_size, settings.lease_seconds, settings.max_attempts)
+        )
+        self._checkpoint_due.set()  # the time until the next one counts from here
+        if replaced:
+            # Before the facts: no disk that knows this recipe holds what stages of another gave.
+            self.apply(ev.RecipeReplaced())
+            self._watch(self._store.write(ForgetPartials()))
+        await self._store.write(self._facts())
+
+    async def retry_failed(self, kind: str | None) -> Mapping[str, int]:
+        """Take failed rows back and have their items done again; return how many of each kind.
+
+        Raises:
+            StorageError: the parts concerned cannot be written anew.
+        """
+        await self._store.checkpoint()
+        return await self._take_back(self._store.reopen_failures(kind))
+
     def _fail(self, error: Exception) -> None:
         self._failure = self._failure or error
         self._ending.set()
@@ -290,7 +471,7 @@ class Orchestrator:
             self._tokens,
             host=self.settings.host,
             port=self.settings.port,
-            tls=self.settings.tls,
+            tls=None if self.settings.tls is None else self.settings.tls.context,
         )
         try:
             yield server
@@ -300,7 +481,7 @@ class Orchestrator:
             await server.wait_closed()
 
     async def _let_workers_finish(self) -> None:
-        self.apply(ev.Paused())
+        self.hold("drain")
         for link in self._conversations.links.values():
             link.outgoing.send(Drain("the orchestrator is shutting down"))
         began = self._clock()
@@ -317,8 +498,8 @@ class Orchestrator:
         links = list(self._conversations.links.values())
         with suppress(TimeoutError):
             async with asyncio.timeout(1.0):
-                for link in links:
-                    await link.outgoing.flush()
+                for outgoing in (*self._conversations.observers, *(one.outgoing for one in links)):
+                    await outgoing.flush()
         code = NORMAL if self._ledger.finished else GOING_AWAY
         await asyncio.gather(
             *(close(link.connection, code, "the orchestrator ends") for link in links),
@@ -401,11 +582,21 @@ class Orchestrator:
         """
         self.apply(ev.Rewound(shard, items))
         await self._store.write(ForgetPartials({shard: items}))
-        opened = await self._store.reopen({shard: items})
+        counts = await self._take_back(self._store.reopen({shard: items}))
+        if counts:
+            log.info("items have changed and are captioned again", items=sum(counts.values()))
+
+    async def _take_back(self, opening: Awaitable[Opened]) -> Mapping[str, int]:
+        """Have items done again once their rows are gone from the disk; return counts by kind."""
+        opened = await opening
         self._tally.take_back(opened.counts)
-        for of_shard, indices in opened.items.items():
-            log.info("items have changed and are captioned again", items=len(indices))
-            self.apply(ev.Reopened(of_shard, tuple(sorted(indices))))
+        for name, counts in opened.contributors.items():
+            self._credits.setdefault(name, Counter()).subtract(counts)
+        if opened.items:
+            self.finished.clear()
+        for shard, indices in opened.items.items():
+            self.apply(ev.Reopened(shard, tuple(sorted(indices))))
+        return opened.counts
 
     async def _tick(self) -> None:
         told = 0.0
@@ -468,11 +659,10 @@ class Orchestrator:
         self._trouble = trouble
         if trouble is None:
             log.info("results are stored again")
-            if not self._draining:
-                self.apply(ev.Resumed())
+            self.let_go("disk")
         else:
             log.error(str(trouble))
-            self.apply(ev.Paused())
+            self.hold("disk")
 
     def _facts(self) -> SetMeta:
         return SetMeta(
@@ -491,14 +681,7 @@ class Orchestrator:
         return Welcome(
             worker=link.worker,
             recipe=self._spec,
-            limits=Limits(
-                lease_seconds=self.settings.lease_seconds,
-                heartbeat_seconds=max(0.5, min(10.0, self.settings.lease_seconds / 4)),
-                chunks_per_request=self.settings.chunks_per_request,
-                max_frame_bytes=MAX_FRAME_BYTES,
-                max_unacknowledged_batches=MOST_UNACKNOWLEDGED,
-                max_attempts=self.settings.max_attempts,
-            ),
+            limits=_limits(self.settings),
             leases=tuple(lease for lease in held if lease in leases),
             total=self._ledger.found if self._ledger.listed else None,
         )
@@ -544,48 +727,6 @@ class Orchestrator:
         if found.place is None:
             raise PlaceError(found.kind, found.reason or "the item is not in the dataset")
         return found.place
-
-    def report(self) -> dict[str, object]:
-        """See `Leader`."""
-        now = self.progress
-        return {
-            "state": self._state(),
-            "total": now.total,
-            "listed": now.listed,
-            "captioned": now.captioned,
-            "failed": dict(now.failures),
-            "flagged": dict(self._flags),
-            "pending": now.pending,
-            "leased": now.leased,
-            "unserved": dict(now.unserved),
-            "passed_over": dict(now.passed_over),
-            "rate": now.rate,
-            "eta_seconds": now.eta_seconds,
-            "trouble": None if self._trouble is None else str(self._trouble),
-            "workers": [
-                {
-                    "name": link.worker,
-                    "contributor": link.contributor,
-                    "stages": list(link.stages),
-                    "leases": len(self._ledger.leases_of(link.session)),
-                    "images": {
-                        way: int(link.stats.get(f"read_{way}", 0))
-                        for way in ("here", "there", "served")
-                    },
-                    "stats": dict(link.stats),
-                }
-                for link in self._conversations.links.values()
-            ],
-        }
-
-    def shut_down(self, *, now: bool) -> None:
-        """See `Leader`."""
-        self.stop() if now else self.drain()
-
-    def _state(self) -> str:
-        if self._draining:
-            return "draining"
-        return "finished" if self._ledger.finished else "running"
 
     # ------------------------------------------------------------------ effects
 
@@ -640,6 +781,7 @@ class Orchestrator:
                 leg=leg,
                 contributor=contributor,
                 worker=effect.worker,
+                earlier_recipes=frozenset(self._earlier_recipes),
             )
         else:
             write = CommitRows(
@@ -675,14 +817,19 @@ class Orchestrator:
         elif error is not None or done.cancelled():
             self._cannot_store(error)
         else:
-            self._count(write.counts)
+            self._count(write.counts, write.contributor)
+            self._answers.add(*write.tokens, now=self._clock())
             self._flags.update(write.flags)
-            self.apply(ev.Committed(effect.ticket))
+            is_outdated = isinstance(write, CommitPartials) and write.is_outdated
+            ticket = effect.ticket
+            self.apply(ev.CommitRejected(ticket) if is_outdated else ev.Committed(ticket))
             if link is not None and not link.refused:
                 link.outgoing.acknowledge(effect.seq)
 
-    def _count(self, counts: Mapping[str, int]) -> None:
+    def _count(self, counts: Mapping[str, int], contributor: str = "") -> None:
         self._tally.add(counts, now=self._clock())
+        if contributor and counts:
+            self._credits.setdefault(contributor, Counter()).update(counts)
         self._buffered += sum(counts.values())
         if self._buffered >= self.settings.checkpoint_rows:
             self._checkpoint_due.set()
@@ -717,6 +864,7 @@ class Orchestrator:
         if link is None:
             return
         self._tally.begin(now=self._clock())
+        self._answers.begin(now=self._clock())
         remembered = self._remember(effect, link.worker, live=True)
         self._spawn(self._send_grant(link, effect, remembered), f"grant {effect.lease}")
 
@@ -825,6 +973,18 @@ class _Room:
             count = max(before, min(count, self._limit - others))
         self._counts[shard] = count
         return count
+
+
+def _limits(settings: Settings) -> Limits:
+    """Return what workers are told of their pace."""
+    return Limits(
+        lease_seconds=settings.lease_seconds,
+        heartbeat_seconds=max(0.5, min(10.0, settings.lease_seconds / 4)),
+        chunks_per_request=settings.chunks_per_request,
+        max_frame_bytes=MAX_FRAME_BYTES,
+        max_unacknowledged_batches=MOST_UNACKNOWLEDGED,
+        max_attempts=settings.max_attempts,
+    )
 
 
 def _describe(source: Source, shard: str, items: Sequence[int]) -> list[Item]:

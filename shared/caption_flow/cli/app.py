@@ -42,13 +42,27 @@ COMMANDS: Final[dict[str, Command]] = {
     ),
     "worker": Command("worker", "worker", "Join an orchestrator and caption what it hands out."),
     "doctor": Command("doctor", "doctor", "Say what this machine can run, and what to install."),
+    "status": Command("status", "status", "Show how a running run is."),
+    "monitor": Command("monitor", "monitor", "Watch a running run."),
+    "pause": Command("steering", "pause", "Have a running run hand out nothing more for now."),
+    "resume": Command("steering", "resume", "Have a paused run go on."),
+    "reload-config": Command(
+        "steering", "reload_config", "Have a running run go on with a changed configuration."
+    ),
+    "shutdown": Command("steering", "shutdown", "End a running run."),
     "export": Command(
         "export", "export", "Write a run's captions as txt, json, jsonl, csv or parquet."
     ),
     "verify": Command("verify", "verify", "Check every promise on what lies on disk."),
     "scan-chunks": Command("verify", "scan_chunks", "The older name of `verify`."),
     "retry-failed": Command(
-        "retry_failed", "retry_failed", "Put failed items back: the next run tries them again."
+        "retry_failed", "retry_failed", "Put failed items back, so that they are tried again."
+    ),
+    "generate-cert": Command(
+        "generate_cert", "generate_cert", "Make a certificate for wss://, and say how to trust it."
+    ),
+    "inspect-cert": Command(
+        "inspect_cert", "inspect_cert", "Say what a certificate says, and its fingerprint."
     ),
 }
 """In the order in which people meet them."""

@@ -15,6 +15,12 @@ import typer
 
 from caption_flow.cli.configuration import load_worker_or_refuse
 from caption_flow.cli.crew import PARENT_VARIABLE
+from caption_flow.cli.dialling import (
+    INSECURE_HELP,
+    NO_VERIFY_SSL_HELP,
+    TLS_FINGERPRINT_HELP,
+    refuse_unsafe,
+)
 from caption_flow.cli.engines import check_engine
 from caption_flow.cli.failures import CommandFailed, usage_error
 from caption_flow.cli.gpus import show_only
@@ -22,6 +28,7 @@ from caption_flow.cli.logs import configure_logging
 from caption_flow.config.discovery import find_config
 from caption_flow.config.secret import SecretError
 from caption_flow.config.worker import WorkerConfig
+from caption_flow.dialing.endpoint import Endpoint
 
 if TYPE_CHECKING:
     from caption_flow.worker.service import WorkerSettings
@@ -83,9 +90,13 @@ def worker(
     api_key: Annotated[
         str | None, typer.Option(metavar="REF", help="Its key, if any: env:NAME or file:PATH.")
     ] = None,
+    tls_fingerprint: Annotated[
+        list[str] | None, typer.Option(metavar="SHA256", help=TLS_FINGERPRINT_HELP)
+    ] = None,
     no_verify_ssl: Annotated[
-        bool, typer.Option("--no-verify-ssl", help="Do not check the server's certificate.")
+        bool, typer.Option("--no-verify-ssl", help=NO_VERIFY_SSL_HELP)
     ] = False,
+    insecure: Annotated[bool, typer.Option("--insecure", help=INSECURE_HELP)] = False,
     vllm: Annotated[
         bool, typer.Option("--vllm", help="Accepted for compatibility; vLLM is the default.")
     ] = False,
@@ -168,6 +179,7 @@ def worker(
     """Join an orchestrator and caption what it hands out.
 
     - `caption-flow worker --server ws://127.0.0.1:8765 --token file:worker.token`
+    - `caption-flow worker --server wss://HOST:8765 --token file:worker.token --tls-fingerprint …`
 
     What is asked, and of which model, the orchestrator says. Options here win over the file. The
     token may also be in the environment, as CAPTIONFLOW_WORKER_TOKEN. Ctrl-C finishes what the
@@ -190,6 +202,7 @@ def worker(
             "engine_stall_seconds": engine_stall_seconds,
             "max_engine_restarts": max_engine_restarts,
             "verify_ssl": False if no_verify_ssl else None,
+            "tls_fingerprint": tls_fingerprint,
             "when_finished": None if when_finished is None else when_finished.replace("-", "_"),
             "post_exec_hook": post_exec_hook,
             "vllm.dtype": precision,
@@ -204,6 +217,7 @@ def worker(
         batch_size=batch_size,
         connect_seconds=connect_seconds,
         trust_remote_code=trust_remote_code or loaded.vllm.trust_remote_code,
+        insecure=insecure,
         exit_with_parent=exit_with_parent,
     )
 
@@ -220,6 +234,7 @@ def start(
     batch_size: int | None,
     connect_seconds: float,
     trust_remote_code: bool,
+    insecure: bool,
     exit_with_parent: bool,
 ) -> NoReturn:
     """Run a worker in this process until it is done, and end the process with its exit code."""
@@ -232,6 +247,9 @@ def start(
         token = config.token.reveal()
     except SecretError as error:
         usage_error(f"the token: {error}")
+    refuse_unsafe(
+        Endpoint(config.server, token, config.verify_ssl, config.tls_fingerprint, insecure)
+    )
     gpus = () if config.gpu_id is None else show_only(config.gpu_id)
 
     # Only now: whatever imports CUDA reads CUDA_VISIBLE_DEVICES once.
@@ -247,6 +265,7 @@ def start(
         batch_size=batch_size,
         connect_seconds=connect_seconds,
         trust_remote_code=trust_remote_code,
+        insecure=insecure,
         exit_with_parent=exit_with_parent,
     )
     if exit_with_parent and _is_orphan():
@@ -269,6 +288,7 @@ def settings_from(
     batch_size: int | None,
     connect_seconds: float,
     trust_remote_code: bool,
+    insecure: bool = False,
     exit_with_parent: bool,
 ) -> WorkerSettings:
     """Return what the worker is to do, of its configuration and the command line's options."""
@@ -293,6 +313,8 @@ def settings_from(
         connect_seconds=connect_seconds,
         trust_remote_code=trust_remote_code,
         verify_ssl=config.verify_ssl,
+        fingerprints=config.tls_fingerprint,
+        insecure=insecure,
         when_finished=config.when_finished,
         post_exec_hook=config.post_exec_hook,
         exit_with_parent=exit_with_parent,

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Final, Literal, Union, get_args, get_origin
 import annotated_types as at
 from pydantic.fields import FieldInfo
 
+from caption_flow.certificates.fingerprint import Fingerprint
 from caption_flow.config.monitor import MonitorConfig
 from caption_flow.config.orchestrator import OrchestratorConfig
 from caption_flow.config.secret import Secret
@@ -92,6 +93,7 @@ _TYPE_NAMES: Final[Mapping[object, str]] = {
     str: "text",
     Path: "path",
     Secret: "token",
+    Fingerprint: "fingerprint",
     dict: "mapping",
 }
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import ipaddress
-
 from caption_flow.config.orchestrator import OrchestratorConfig
+from caption_flow.protocol.addresses import is_loopback
 
 
 def check_exposure(config: OrchestratorConfig, insecure: bool) -> list[str]:
@@ -28,13 +27,3 @@ def check_exposure(config: OrchestratorConfig, insecure: bool) -> list[str]:
             "--insecure if a tunnel or proxy protects the connection"
         )
     return problems
-
-
-def is_loopback(host: str) -> bool:
-    """Tell whether only this machine can connect to the address."""
-    if host.casefold() == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return False

@@ -6,7 +6,7 @@ from pydantic import Field
 
 from caption_flow.config.secret import Secret
 from caption_flow.config.section import Number, Section, WholeNumber
-from caption_flow.config.worker import WebSocketUrl
+from caption_flow.config.worker import TLS_FINGERPRINT, VERIFY_SSL, Fingerprints, WebSocketUrl
 
 
 class MonitorConfig(Section):
@@ -18,9 +18,8 @@ class MonitorConfig(Section):
     token: Secret | None = Field(
         default=None, description="A monitor's token: literal, `env:NAME` or `file:PATH`."
     )
-    verify_ssl: bool = Field(
-        default=True, description="Check the server's certificate; off only for ones self-made."
-    )
+    verify_ssl: bool = Field(default=True, description=VERIFY_SSL)
+    tls_fingerprint: Fingerprints = Field(default=(), description=TLS_FINGERPRINT)
     refresh_rate: Number = Field(default=1.0, gt=0, description="Seconds between refreshes.")
     show_contributors: bool = Field(default=True, description="Show who contributed how much.")
     show_quality_metrics: bool = Field(default=True, description="Show failures and lengths.")

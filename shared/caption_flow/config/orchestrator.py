@@ -30,7 +30,7 @@ _IN_MEMORY_BRIEFLY: Final = (
 
 
 class SslConfig(Section):
-    """The server's certificate; with it, workers connect to `wss://`."""
+    """The server's certificate; with it, workers connect to `wss://`. New files need no restart."""
 
     cert: FilePath = Field(description="Certificate chain, a PEM file.")
     key: FilePath = Field(description="Private key, a PEM file.")

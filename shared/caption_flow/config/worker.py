@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Final, Literal
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
 
+from caption_flow.certificates.fingerprint import Fingerprint, parse_fingerprint
 from caption_flow.config.secret import Secret
 from caption_flow.config.section import (
     Number,
@@ -18,6 +19,16 @@ from caption_flow.config.section import (
     unused,
 )
 from caption_flow.config.vllm import WorkerVllmConfig
+
+VERIFY_SSL: Final = (
+    "Check the server's certificate. Without that, whoever stands between gets the token: for one "
+    "self-made there is `tls_fingerprint`."
+)
+TLS_FINGERPRINT: Final = (
+    "SHA-256 of the server's certificate, as `caption-flow inspect-cert` prints it there; with it, "
+    "that certificate alone is taken, whoever signed it and whatever it says. Several, in a list "
+    "or with commas between, while the server changes from one to another."
+)
 
 EngineKind = Literal["vllm", "openai", "synthetic"]
 
@@ -60,8 +71,16 @@ def _gpu_numbers(value: Any) -> Any:
     return counted
 
 
+def _fingerprints(value: Any) -> Any:
+    listed = value.split(",") if isinstance(value, str) else value
+    if not isinstance(listed, list | tuple):
+        listed = [listed]
+    return tuple(one if isinstance(one, bytes) else parse_fingerprint(str(one)) for one in listed)
+
+
 GpuNumbers = Annotated[tuple[int, ...], BeforeValidator(_gpu_numbers)]
 WebSocketUrl = Annotated[str, AfterValidator(_websocket_url)]
+Fingerprints = Annotated[tuple[Fingerprint, ...], BeforeValidator(_fingerprints)]
 ServerUrl = Annotated[str, AfterValidator(_server_url)]
 
 
@@ -134,9 +153,8 @@ class WorkerConfig(Section):
     vllm: WorkerVllmConfig = Field(
         default=WorkerVllmConfig(), description="Engine keys laid over the recipe's."
     )
-    verify_ssl: bool = Field(
-        default=True, description="Check the server's certificate; off only for ones self-made."
-    )
+    verify_ssl: bool = Field(default=True, description=VERIFY_SSL)
+    tls_fingerprint: Fingerprints = Field(default=(), description=TLS_FINGERPRINT)
     readahead_size: WholeNumber | None = Field(
         default=None,
         ge=1,

@@ -16,11 +16,20 @@ from caption_flow.protocol.places import Place
 
 LeaseId = NewType("LeaseId", int)
 WorkerName = Annotated[str, msgspec.Meta(max_length=200)]
+ShortText = Annotated[str, msgspec.Meta(max_length=200)]
 SessionId = Annotated[str, msgspec.Meta(min_length=16, max_length=64)]
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]
 Index = Annotated[int, msgspec.Meta(ge=0, le=2**48)]
 HeldItems = dict[int, tuple[Index, ...]]
 """Items by lease."""
+Stats = Annotated[
+    dict[
+        Annotated[str, msgspec.Meta(max_length=64)],
+        Annotated[float, msgspec.Meta(ge=-1e15, le=1e15)],
+    ],
+    msgspec.Meta(max_length=128),
+]
+"""Numbers for people by name: a bounded number of them, none infinite."""
 
 
 class Message(msgspec.Struct, frozen=True, tag_field="type", omit_defaults=True):
@@ -103,6 +112,23 @@ class GrantedLease(msgspec.Struct, frozen=True):
     """The position of their next stage in the recipe."""
 
 
+RoleName = Literal["worker", "monitor", "admin"]
+Digest = Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)]
+
+
+class TokenLimits(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What the holder of a token may do at most; None is no limit."""
+
+    max_workers: Count | None = None
+    """Sessions at a time."""
+    max_items: Index | None = None
+    """Items that count, in all."""
+    expires: float | None = None
+    """Seconds since 1970 after which it lets nobody in and ends the sessions that it let in."""
+    trust: Literal["full", "low"] = "full"
+    """Of ``low`` trust, a share of the items is done a second time by others and compared."""
+
+
 # --------------------------------------------------------------------------- worker -> orchestrator
 
 
@@ -111,9 +137,9 @@ class Hello(Message, frozen=True, tag="hello"):
 
     name: WorkerName
     session: SessionId
-    version: str = ""
-    engine: str = ""
-    device: str = ""
+    version: ShortText = ""
+    engine: ShortText = ""
+    device: ShortText = ""
     leases: HeldItems = {}
     """What the worker still has of each lease: items to do, in work, or done and not acknowledged.
     What it does not name is handed out again."""
@@ -179,7 +205,7 @@ class Recalled(Message, frozen=True, tag="recalled"):
 class Heartbeat(Message, frozen=True, tag="heartbeat"):
     """Sent in silence, so that leases stay alive; ``stats`` are numbers for people."""
 
-    stats: dict[str, float] = {}
+    stats: Stats = {}
 
 
 # --------------------------------------------------------------------------- orchestrator -> worker
@@ -248,9 +274,14 @@ class Image(Message, frozen=True, tag="image"):
 
 
 class RecipeChanged(Message, frozen=True, tag="recipe"):
-    """The recipe of all items granted after this message."""
+    """The recipe of all items granted after this message.
+
+    A worker finishes under the old one what its engines have begun, and gives back the rest: it is
+    granted anew. ``limits`` are new, too, unless None.
+    """
 
     recipe: RecipeSpec
+    limits: Limits | None = None
 
 
 class Drain(Message, frozen=True, tag="drain"):
@@ -274,15 +305,62 @@ class StatusRequest(Message, frozen=True, tag="status"):
 
 
 class Status(Message, frozen=True, tag="status_report"):
-    """Counts and workers of the run, for people and scripts; the keys are documented in docs/."""
+    """The state of the run, for people and scripts (see `caption_flow.protocol.report.Report`)."""
 
     report: dict[str, Any]
 
 
 class Shutdown(Message, frozen=True, tag="shutdown"):
-    """Admin: end the run, after draining unless ``now``."""
+    """Admin: end the run, after draining unless ``now``; answered with `Done`."""
 
     now: bool = False
+
+
+class Pause(Message, frozen=True, tag="pause"):
+    """Admin: hand out nothing until `Resume`; what workers have, they finish."""
+
+
+class Resume(Message, frozen=True, tag="resume"):
+    """Admin: hand out again."""
+
+
+class RetryFailed(Message, frozen=True, tag="retry_failed"):
+    """Admin: take failed rows back so that their items are tried again, of one kind or of any."""
+
+    kind: str | None = None
+
+
+class Reload(Message, frozen=True, tag="reload"):
+    """Admin: read the configuration anew: the one sent here, or the orchestrator's own file."""
+
+    config: str | None = None
+    """A whole configuration, YAML or JSON."""
+
+
+class AddToken(Message, frozen=True, tag="add_token"):
+    """Admin: let the holder of a token in; only the SHA-256 of it crosses the wire."""
+
+    role: RoleName
+    name: WorkerName
+    digest: Digest
+    limits: TokenLimits = TokenLimits()
+
+
+class RemoveToken(Message, frozen=True, tag="remove_token"):
+    """Admin: let the holder of the tokens of that name in no more, and end their sessions."""
+
+    name: WorkerName
+
+
+class ListTokens(Message, frozen=True, tag="list_tokens"):
+    """Admin: ask who may connect; names, roles and limits, never tokens."""
+
+
+class Done(Message, frozen=True, tag="done"):
+    """What an admin asked for is done: one sentence for people, and facts for scripts."""
+
+    message: str
+    facts: dict[str, Any] = {}
 
 
 class Problem(Message, frozen=True, tag="problem"):
@@ -293,7 +371,17 @@ class Problem(Message, frozen=True, tag="problem"):
 
 
 WorkerMessage = Hello | Want | Results | Fetch | Release | Recalled | Heartbeat
-ObserverMessage = StatusRequest | Shutdown
+ObserverMessage = (
+    StatusRequest
+    | Shutdown
+    | Pause
+    | Resume
+    | RetryFailed
+    | Reload
+    | AddToken
+    | RemoveToken
+    | ListTokens
+)
 OrchestratorMessage = (
     Welcome
     | Grant
@@ -306,5 +394,6 @@ OrchestratorMessage = (
     | Drain
     | Finished
     | Status
+    | Done
     | Problem
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sqlite3
+import time
 from collections.abc import Callable, Collection, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -27,9 +28,9 @@ from caption_flow.storage.database import (
 )
 from caption_flow.storage.errors import StorageError, StorageFullError, is_disk_full
 from caption_flow.storage.lock import FolderLock
-from caption_flow.storage.opening import Found, look
-from caption_flow.storage.partials import Partial, read_partials
-from caption_flow.storage.parts import remove_discarded, write_part
+from caption_flow.storage.opening import Found, KnownPart, look
+from caption_flow.storage.partials import Partial, partials_of, read_partials
+from caption_flow.storage.parts import Part, remove_discarded, write_part
 from caption_flow.storage.reader import read_buffered
 from caption_flow.storage.reopen import (
     Items,
@@ -37,9 +38,11 @@ from caption_flow.storage.reopen import (
     Select,
     TakenBack,
     failures,
+    parts_with_contributor,
     parts_with_failures,
     parts_with_items,
     rewrite,
+    rows_of,
     these_items,
 )
 from caption_flow.storage.schema import conform, ranges_by_shard, unify
@@ -77,6 +80,8 @@ class RunStore:
         except BaseException:
             self._lock.release()
             raise
+        self.shelf: dict[int, KnownPart] = dict(self.snapshot.shelf)
+        """The parts that are recorded, by number."""
         self._writer: Writer | None = None
         self._making_parts = asyncio.Lock()
         self._unfinished: set[asyncio.Task[Any]] = set()
@@ -144,6 +149,15 @@ class RunStore:
         find = partial(parts_with_failures, kind=kind)
         return await self._to_its_end(partial(self._take_back, find, failures(kind)))
 
+    async def reopen_contributor(self, name: str) -> Opened:
+        """Take back the rows that a contributor had any part in; see `reopen`."""
+        find = partial(parts_with_contributor, name=name)
+        return await self._to_its_end(partial(self._take_back, find, rows_of(name)))
+
+    async def partials_of(self, name: str) -> dict[str, frozenset[int]]:
+        """Return the items between stages, by shard, that a contributor had any part in."""
+        return await asyncio.to_thread(self._read_partials_of, name)
+
     async def partials(self, shard: str, items: Collection[int]) -> dict[int, Partial]:
         """Return what the stages gave to items that are between two of them."""
         return await asyncio.to_thread(self._read_partials, shard, items)
@@ -192,7 +206,7 @@ class RunStore:
             if built is None:
                 return moved
             await self.write(built)
-            self._last_part = built.part.number
+            self._put_on_shelf(built.part)
             moved += built.part.rows
 
     async def _take_back(
@@ -207,11 +221,16 @@ class RunStore:
             if taken is None:
                 continue
             await self.write(taken.write)
+            del self.shelf[taken.write.old]
             if taken.write.new is not None:
-                self._last_part = taken.write.new.number
+                self._put_on_shelf(taken.write.new)
             remove_discarded(self.data_dir / PARTS_FOLDER, [taken.write.old_file])
             opened.add(taken)
         return opened
+
+    def _put_on_shelf(self, part: Part) -> None:
+        self._last_part = part.number
+        self.shelf[part.number] = KnownPart(part.rows, part.bytes, time.time())
 
     def _read(self, find: Callable[[Connection], list[tuple[int, str]]]) -> list[tuple[int, str]]:
         connection = open_for_reading(self.data_dir)
@@ -227,6 +246,13 @@ class RunStore:
         with closing(connection):
             return read_partials(connection, shard, items)
 
+    def _read_partials_of(self, name: str) -> dict[str, frozenset[int]]:
+        connection = open_for_reading(self.data_dir)
+        if connection is None:
+            return {}
+        with closing(connection):
+            return partials_of(connection, name)
+
     def _rewrite(self, part: tuple[int, str], select: Select) -> TakenBack | None:
         try:
             return next(rewrite(self.data_dir, [part], select, self._last_part + 1), None)
@@ -239,6 +265,10 @@ class RunStore:
             log.warning("a part that the ledger does not name is ignored", part=part.name)
         remove_discarded(self.data_dir / PARTS_FOLDER, found.discarded)
         self._connection.execute("DELETE FROM discarded")
+        self._connection.executemany(
+            "UPDATE parts SET contributors = ? WHERE file = ?",
+            [(json.dumps(counts), file) for file, counts in found.counted.items()],
+        )
         for part in found.debris:
             part.unlink(missing_ok=True)
 

@@ -28,7 +28,7 @@ from caption_flow.recipe.quality import FLAGS
 from caption_flow.recipe.serving import Leg
 from caption_flow.storage.database import pack_ranges, write_meta
 from caption_flow.storage.partials import Credit, complete_rows, read_partials, store_partials
-from caption_flow.storage.parts import Part, count_flags, count_rows
+from caption_flow.storage.parts import Part, count_flags, count_rows, count_tokens
 from caption_flow.storage.ranges import ranges_of
 from caption_flow.storage.reopen import record_part
 
@@ -61,12 +61,15 @@ class CommitRows:
     leg: Leg | None = None
     counts: dict[str, int] = field(default_factory=dict)
     flags: Counter[str] = field(default_factory=Counter)
+    tokens: tuple[int, int] = (0, 0)
+    """After `prepare`, those of the accepted rows: in and out."""
 
     def prepare(self) -> None:
         """Validate the rows and drop those that are not accepted; raises `ProtocolError`."""
         if not self.accepted:
             return
         rows = _accepted_rows(self.payload, self.output_fields, self.items, self.accepted)
+        self.tokens = count_tokens(rows)
         if len(self.accepted) != len(self.items):
             self.payload = encode_batch(rows)
         self.counts = count_rows(rows)
@@ -109,6 +112,8 @@ class CommitPartials:
     """Store what items have that have reached a stage which their worker does not run.
 
     ``items`` and ``accepted`` as for `CommitRows`; ``leg`` are the stages behind which they are.
+    What was made by one of the ``earlier_recipes`` is not stored: the items begin again. After
+    `prepare`, ``is_outdated`` says that it is so.
     """
 
     shard: str
@@ -118,6 +123,9 @@ class CommitPartials:
     leg: Leg
     contributor: str
     worker: str
+    earlier_recipes: frozenset[str] = frozenset()
+    is_outdated: bool = field(default=False, init=False)
+    tokens: tuple[int, int] = field(default=(0, 0), init=False)
     counts: Mapping[str, int] = field(default_factory=dict, init=False)
     """None of them is a row of the run yet."""
     flags: Counter[str] = field(default_factory=Counter, init=False)
@@ -132,11 +140,15 @@ class CommitPartials:
         if not pc.all(pc.equal(rows.column("status"), PARTIAL)).as_py():
             raise ProtocolError("a row of an item between stages says that it is something else")
         recipes = set(rows.column("recipe").to_pylist())
+        if len(recipes) == 1 and recipes <= self.earlier_recipes:
+            self.is_outdated = True
+            return
         if recipes != {self.leg.recipe.fingerprint}:
             raise ProtocolError("a row of an item between stages is of another recipe")
         _check_flags(rows)
         _check_texts(rows, columns, {column.name for column in self.leg.columns if column.is_part})
         self._rows = rows.to_pylist()
+        self.tokens = count_tokens(rows)
 
     def apply(self, connection: Connection) -> None:
         """Insert the partials, or put them in place of earlier ones."""

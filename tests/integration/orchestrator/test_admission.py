@@ -10,7 +10,7 @@ import pytest
 from structlog.testing import capture_logs
 from websockets.exceptions import InvalidStatus
 
-from caption_flow.protocol.messages import Problem, Shutdown, Status, StatusRequest, Want
+from caption_flow.protocol.messages import Done, Problem, Shutdown, Status, StatusRequest, Want
 from tests.integration.orchestrator.parties import (
     ADMIN_TOKEN,
     MONITOR_TOKEN,
@@ -164,7 +164,7 @@ async def test_an_admin_may_end_the_run(tmp_path: Path) -> None:
     async with led(tmp_path) as run:
         admin = await run.connect(token=ADMIN_TOKEN)
         await admin.send(Shutdown())
-        await admin.expect(Status)
+        await admin.expect(Done)
         assert (await admin.closed())[0] == 1001
         assert run.orchestrator.draining
 

@@ -142,7 +142,7 @@ async def test_without_room_nothing_is_acknowledged_or_handed_out_until_there_is
             disk.fill()
             seq = await worker.report(granted.lease, [item.index for item in granted.items])
             await until(lambda: run.orchestrator.trouble)
-            assert str(run.data_dir) in str(run.orchestrator.report()["trouble"])
+            assert str(run.data_dir) in str(run.orchestrator.steering.report()["trouble"])
             await idle.send(Want(1))
             assert isinstance(await idle.next(), Wait)
             assert not any(isinstance(message, Ack) for message in worker.heard)

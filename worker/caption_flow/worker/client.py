@@ -9,90 +9,57 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
-import ssl
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
-from http import HTTPStatus
 from typing import Final, Literal, NoReturn, Protocol
-from urllib.parse import urlsplit
 
 import structlog
-from websockets.asyncio.client import ClientConnection, connect
-from websockets.exceptions import (
-    ConnectionClosed,
-    InvalidHandshake,
-    InvalidStatus,
-    InvalidURI,
-    NegotiationError,
-)
-from websockets.typing import Subprotocol
+from websockets.asyncio.client import ClientConnection
+from websockets.exceptions import ConnectionClosed
 
+from caption_flow.dialing.dial import (
+    HANDSHAKE_SECONDS,
+    ConnectionRefusedForGoodError,
+    Endpoint,
+    UnluckyError,
+    UnwelcomeError,
+    dial,
+)
 from caption_flow.protocol.codec import (
-    MAX_FRAME_BYTES,
     ProtocolError,
     decode_from_orchestrator,
     encode,
 )
 from caption_flow.protocol.messages import Hello, Message, OrchestratorMessage, Problem, Welcome
-from caption_flow.protocol.version import SUBPROTOCOL
 
 log = structlog.get_logger()
 
 FIRST_DELAY_SECONDS: Final = 0.2
 LONGEST_DELAY_SECONDS: Final = 15.0
 DIALS_WITHIN_A_LEASE: Final = 6
-HANDSHAKE_SECONDS: Final = 30.0
-"""A refusal may be slow on purpose: the orchestrator delays addresses that guess tokens."""
-PING_SECONDS: Final = 20.0
-PONG_SECONDS: Final = 60.0
-"""Loading a model may block the event loop for a while: that is no reason to dial again."""
 STEADY_SECONDS: Final = 10.0
 """A connection that lasted this long was a good one: patience starts afresh."""
-_FAILED_DIALS: Final = (OSError, InvalidHandshake, InvalidURI, ConnectionClosed)
-"""What dialling raises; a TimeoutError is an OSError, too. A connection may close half-made."""
 MAX_BROKEN: Final = 5
 """So many connections in a row that end in an error of protocol are not bad luck."""
 
 _PROTOCOL_CLOSE_CODES: Final = frozenset({1002, 1003, 1007, 1008, 1009})
-_LOOPBACK: Final = frozenset({"127.0.0.1", "::1", "localhost"})
-
-
-class ConnectionRefusedForGoodError(Exception):
-    """Base of what ends a client; ``str()`` is one sentence a person can act on."""
-
-
-class UnwelcomeError(ConnectionRefusedForGoodError):
-    """The orchestrator refuses this worker; trying again is pointless."""
 
 
 class UnreachableError(ConnectionRefusedForGoodError):
     """No connection came about for as long as there was patience."""
 
 
-class _UnluckyError(Exception):
-    """This attempt failed; another may not."""
-
-
 @dataclass(frozen=True, slots=True)
-class Address:
+class Address(Endpoint):
     """Where the orchestrator is, and for how long to try to reach it, in seconds.
 
     ``connect_seconds`` is the patience for the first connection, ``reconnect_seconds`` the one for
     a connection that was lost.
     """
 
-    url: str
-    token: str
-    verify_ssl: bool = True
     connect_seconds: float = 60.0
     reconnect_seconds: float = 600.0
-
-    @property
-    def shown(self) -> str:
-        """The URL as logs may show it: no user, no password, no query."""
-        parts = urlsplit(self.url)
-        return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
 
 
 class Party(Protocol):
@@ -165,7 +132,7 @@ class Client:
         while not self._leaving:
             try:
                 connection, welcome = await self._dial()
-            except _UnluckyError as error:
+            except UnluckyError as error:
                 await patience.wait(str(error))
                 continue
             lasted_seconds, reason = await self._use(connection, welcome)
@@ -182,27 +149,11 @@ class Client:
         """Make one connection and shake hands.
 
         Raises:
-            _UnluckyError: it did not come about this time.
+            UnluckyError: it did not come about this time.
             UnwelcomeError: it never will.
 
         """
-        address = self._address
-        try:
-            connection = await connect(
-                address.url,
-                subprotocols=[Subprotocol(SUBPROTOCOL)],
-                additional_headers={"Authorization": f"Bearer {address.token}"},
-                ssl=_tls(address),
-                proxy=None if urlsplit(address.url).hostname in _LOOPBACK else True,
-                compression=None,
-                max_size=MAX_FRAME_BYTES,
-                open_timeout=HANDSHAKE_SECONDS,
-                ping_interval=PING_SECONDS,
-                ping_timeout=PONG_SECONDS,
-                close_timeout=2.0,
-            )
-        except _FAILED_DIALS as error:
-            raise _verdict(address, error) from error
+        connection = await dial(self._address)
         try:
             return connection, await self._shake_hands(connection)
         except BaseException:
@@ -211,8 +162,6 @@ class Client:
 
     async def _shake_hands(self, connection: ClientConnection) -> Welcome:
         shown = self._address.shown
-        if connection.subprotocol != SUBPROTOCOL:
-            raise UnwelcomeError(_mismatch(shown))
         try:
             async with asyncio.timeout(HANDSHAKE_SECONDS):
                 await connection.send(encode(self._party.hello()))
@@ -220,16 +169,16 @@ class Client:
         except ConnectionClosed as error:
             raise self._count_broken(error) from error
         except (TimeoutError, ProtocolError) as error:
-            raise _UnluckyError(f"{shown} does not answer as an orchestrator: {error}") from error
+            raise UnluckyError(f"{shown} does not answer as an orchestrator: {error}") from error
         match answer:
             case Welcome():
                 return answer
             case Problem(message, "peer"):
                 raise UnwelcomeError(f"the orchestrator at {shown} refused this worker: {message}")
             case Problem(message):
-                raise _UnluckyError(message)
+                raise UnluckyError(message)
             case _:
-                raise _UnluckyError(f"{shown} answered with {type(answer).__name__}, not Welcome")
+                raise UnluckyError(f"{shown} answered with {type(answer).__name__}, not Welcome")
 
     # ------------------------------------------------------------------ speaking
 
@@ -278,7 +227,7 @@ class Client:
             self._more.clear()
             await self._more.wait()
 
-    def _count_broken(self, error: ConnectionClosed) -> _UnluckyError:
+    def _count_broken(self, error: ConnectionClosed) -> UnluckyError:
         """Return what to say of a lost connection.
 
         Raises:
@@ -287,13 +236,13 @@ class Client:
         """
         received = error.rcvd
         if received is None:
-            return _UnluckyError("the connection broke")
+            return UnluckyError("the connection broke")
         reason = f"the orchestrator closed the connection: {received.reason or received.code}"
         if received.code in _PROTOCOL_CLOSE_CODES:
             self._broken += 1
             if self._broken >= MAX_BROKEN:
                 raise UnwelcomeError(f"{reason} ({self._broken} times in a row)")
-        return _UnluckyError(reason)
+        return UnluckyError(reason)
 
 
 def longest_delay(lease_seconds: float) -> float:
@@ -343,53 +292,3 @@ class _Patience:
         # Jitter: workers that lost the same orchestrator must not all come back at once.
         delay_seconds = next(self._delays) * random.SystemRandom().uniform(0.5, 1.0)
         await asyncio.sleep(min(delay_seconds, left))
-
-
-def _tls(address: Address) -> ssl.SSLContext | None:
-    if urlsplit(address.url).scheme != "wss":
-        return None
-    context = ssl.create_default_context()
-    if not address.verify_ssl:
-        context.check_hostname = False
-        context.verify_mode = ssl.CERT_NONE
-    return context
-
-
-def _verdict(address: Address, error: Exception) -> _UnluckyError | UnwelcomeError:
-    """Say whether dialling failed for now or for good, and why."""
-    shown = address.shown
-    match error:
-        case InvalidStatus():
-            return _verdict_of_status(shown, error)
-        case InvalidURI():
-            return UnwelcomeError(f"'{shown}' is no WebSocket address; write ws://host:port")
-        case NegotiationError():
-            return UnwelcomeError(_mismatch(shown))
-        case ssl.SSLCertVerificationError():
-            return UnwelcomeError(
-                f"the certificate of {shown} cannot be verified ({error.verify_message}); "
-                "use --no-verify-ssl if you trust it all the same"
-            )
-        case TimeoutError():
-            return _UnluckyError(f"no answer within {HANDSHAKE_SECONDS:.0f} s")
-        case _:
-            return _UnluckyError(str(error) or type(error).__name__)
-
-
-def _verdict_of_status(shown: str, error: InvalidStatus) -> _UnluckyError | UnwelcomeError:
-    response = error.response
-    if response.status_code in {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}:
-        return UnwelcomeError(f"the orchestrator at {shown} refused the token")
-    if response.status_code in {HTTPStatus.BAD_REQUEST, HTTPStatus.UPGRADE_REQUIRED}:
-        said = bytes(response.body or b"").decode("utf-8", errors="replace").strip()
-        if not said or "invalid subprotocol" in said:  # the socket library's own words
-            return UnwelcomeError(_mismatch(shown))
-        return UnwelcomeError(f"{shown} refused the connection: {said}")
-    return _UnluckyError(str(error))
-
-
-def _mismatch(shown: str) -> str:
-    return (
-        f"{shown} does not speak {SUBPROTOCOL}: orchestrator and worker have different major "
-        "versions; upgrade the older one (pip install -U caption-flow)"
-    )

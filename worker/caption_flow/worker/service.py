@@ -17,6 +17,7 @@ from typing import Any, Final, Literal
 
 import structlog
 
+from caption_flow.certificates.fingerprint import Fingerprint
 from caption_flow.protocol.messages import Hello
 from caption_flow.worker import processes
 from caption_flow.worker.client import Address
@@ -49,7 +50,8 @@ class WorkerSettings:
     which are vLLM's, other engines only settle what is loaded together. ``model`` replaces
     the recipe's model, if it names only one; ``batch_size`` limits the requests in flight,
     ``look_ahead_items`` and ``look_ahead_bytes`` what is prepared ahead of the engine. ``stages``
-    names those to run, none for all. ``gpus`` is what its owner chose, for people.
+    names those to run, none for all. ``gpus`` is what its owner chose, for people. For
+    ``verify_ssl``, ``fingerprints`` and ``insecure`` see `Endpoint`.
     ``exit_with_parent`` ends the worker with the process that started it.
     """
 
@@ -65,6 +67,8 @@ class WorkerSettings:
     stages: tuple[str, ...] = ()
     trust_remote_code: bool = False
     verify_ssl: bool = True
+    fingerprints: tuple[Fingerprint, ...] = ()
+    insecure: bool = False
     when_finished: WhenFinished = "stay_connected"
     post_exec_hook: str | None = None
     connect_seconds: float = 60.0
@@ -89,9 +93,11 @@ async def run_worker(settings: WorkerSettings, *, build: BuildEngine | None = No
         Address(
             settings.server,
             settings.token,
-            settings.verify_ssl,
-            settings.connect_seconds,
-            settings.reconnect_seconds,
+            verify_ssl=settings.verify_ssl,
+            fingerprints=settings.fingerprints,
+            insecure=settings.insecure,
+            connect_seconds=settings.connect_seconds,
+            reconnect_seconds=settings.reconnect_seconds,
         ),
         _hello(settings),
         build or _builder(settings),

@@ -25,6 +25,7 @@ finished one is forgotten.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Final
 
 from caption_flow.orchestrator.core import events as ev
@@ -59,7 +60,7 @@ class Ledger:
         An orchestrator that restarts must begin above all ids it may have given out before: a late
         report then never meets a new lease with the number of its own.
         """
-        self.policy = policy
+        policy = self.policy = replace(policy)
         self._backlog = Backlog(policy)
         self._listing = self._backlog.listing
         self._book = Book(policy, first_lease)
@@ -244,7 +245,7 @@ class Ledger:
 
     # ------------------------------------------------------------------ events
 
-    def handle(  # noqa: C901, PLR0912  -- one match over all events is the map of the machine
+    def handle(  # noqa: C901, PLR0912, PLR0915  -- one match over all events is the map
         self, event: ev.Event, *, now: float
     ) -> Effects:
         """Apply one event at time ``now`` and return what the shell has to do, in order."""
@@ -278,9 +279,11 @@ class Ledger:
             case ev.Reopened(shard, items):
                 self._reopen(shard, items, effects)
             case ev.Rewound(shard, items):
-                for piece in self._book.rewind(shard, RangeSet.of(items), effects):
-                    self._backlog.withdraw(piece.chunk, piece.mask)
-                    self._backlog.join(piece)
+                self._rewind(shard, RangeSet.of(items), effects)
+            case ev.RecipeReplaced():
+                self._rewind(None, None, effects)
+            case ev.PolicyChanged():
+                self._adopt_policy(event)
             case ev.Ticked():
                 self._expire(effects, now)
             case ev.Paused():
@@ -297,6 +300,17 @@ class Ledger:
             self._announced = True
             effects.append(ev.Finish())
         return effects
+
+    def _rewind(self, shard: str | None, items: RangeSet | None, effects: Effects) -> None:
+        for piece in self._book.rewind(shard, items, effects):
+            self._backlog.withdraw(piece.chunk, piece.mask)
+            self._backlog.join(piece)
+
+    def _adopt_policy(self, new: ev.PolicyChanged) -> None:
+        self.policy.chunk_size = new.chunk_size
+        self.policy.lease_seconds = new.lease_seconds
+        self.policy.max_attempts = new.max_attempts
+        self._backlog.adopt_policy()
 
     def _reopen(self, shard: str, items: Iterable[int], effects: Effects) -> None:
         """Make terminal items uncut: reports on earlier leases of them no longer count."""
@@ -430,7 +444,9 @@ class Ledger:
         """End a lease whose worker or engine has died: what is left of it waits in halves."""
         left = self._book.end(lease, effects, why, now)
         attempts, lease.evidence = lease.attempts + 1, f"{lease.worker}: {why}"
-        if lease.isolated and left.bit_count() == 1:
+        # It may be tried more often now than when it was leased.
+        is_last = lease.isolated and attempts >= self.policy.max_attempts
+        if is_last and left.bit_count() == 1:
             self._quarantine(lease, left, attempts, effects)
             return
         half = lowest(left, (left.bit_count() + 1) // 2)

@@ -9,7 +9,8 @@ from __future__ import annotations
 import hashlib
 import hmac
 from collections import OrderedDict
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
 from typing import Final, Literal
 
 Role = Literal["worker", "monitor", "admin"]
@@ -25,24 +26,36 @@ class Identity:
 
     role: Role
     name: str
+    digest: bytes = field(default=b"", repr=False, compare=False)
+    """SHA-256 of the token."""
 
 
 class TokenTable:
-    """The tokens of a run, by digest."""
+    """The tokens of a run, by digest: the configuration's, and this process's own."""
 
     def __init__(self) -> None:
-        self._known: list[tuple[bytes, Identity]] = []
+        self._own: dict[bytes, Identity] = {}
+        self._configured: dict[bytes, Identity] = {}
+
+    def __iter__(self) -> Iterator[Identity]:
+        """Yield whom the tokens let in, each token once."""
+        return iter({**self._own, **self._configured}.values())
 
     def add(self, token: str, identity: Identity) -> None:
-        """Let the holder of a token in."""
-        self._known.append((_digest(token), identity))
+        """Let the holder of a token in for as long as this process runs, whatever is configured."""
+        digest = digest_of(token)
+        self._own[digest] = replace(identity, digest=digest)
+
+    def replace(self, identities: Iterable[Identity]) -> None:
+        """Take these for the configuration's tokens, in place of those that were."""
+        self._configured = {one.digest: one for one in identities}
 
     def identify(self, token: str) -> Identity | None:
         """Return whose token it is, looking at every one however early it is found."""
-        offered = _digest(token)
+        offered = digest_of(token)
         found: Identity | None = None
-        for digest, identity in self._known:
-            if hmac.compare_digest(digest, offered):
+        for identity in self:
+            if hmac.compare_digest(identity.digest, offered):
                 found = identity
         return found
 
@@ -73,5 +86,6 @@ def bearer_token(header: str | None) -> str | None:
     return token.strip() if scheme.lower() == "bearer" and token.strip() else None
 
 
-def _digest(token: str) -> bytes:
+def digest_of(token: str) -> bytes:
+    """Return the SHA-256 of a token."""
     return hashlib.sha256(token.encode()).digest()

@@ -6,6 +6,8 @@ Knows messages and who may send them. What an event leads to is the leader's bus
 from __future__ import annotations
 
 import asyncio
+import time
+from collections import OrderedDict
 from collections.abc import AsyncGenerator, Collection, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, field
@@ -19,22 +21,19 @@ from websockets.exceptions import ConnectionClosed
 from caption_flow.orchestrator.core import events as ev
 from caption_flow.orchestrator.server.allowance import Allowance
 from caption_flow.orchestrator.server.auth import Identity
+from caption_flow.orchestrator.server.observers import Steering, serve_observer
 from caption_flow.orchestrator.server.session import NORMAL, POLICY_VIOLATION, Outgoing, close
 from caption_flow.places.portions import Room
-from caption_flow.protocol.codec import ProtocolError, decode_from_observer, decode_from_worker
+from caption_flow.protocol.codec import ProtocolError, decode_from_worker
 from caption_flow.protocol.messages import (
     Drain,
     Fetch,
     Heartbeat,
     Hello,
     Image,
-    Problem,
     Recalled,
     Release,
     Results,
-    Shutdown,
-    Status,
-    StatusRequest,
     Want,
     Welcome,
 )
@@ -47,6 +46,8 @@ _HELLO_SECONDS: Final = 30.0
 _MOST_FETCHES: Final = 512
 _READS_AT_ONCE: Final = 8
 _REASON_CHARACTERS: Final = 500
+_MOST_ABSENT: Final = 256
+"""Lost workers that are remembered for people; leases of others wait for them just as well."""
 
 
 @dataclass(slots=True)
@@ -60,6 +61,13 @@ class Link:
     contributor: str
     stages: tuple[str, ...] = ()
     """The stages that it runs; none stands for all."""
+    version: str = ""
+    engine: str = ""
+    device: str = ""
+    address: str = ""
+    joined_at: float = field(default_factory=time.monotonic)
+    heard_at: float = field(default_factory=time.monotonic)
+    """When it last said anything, on the clock of `time.monotonic`."""
     unacknowledged: asyncio.Semaphore = field(
         default_factory=lambda: asyncio.Semaphore(MOST_UNACKNOWLEDGED)
     )
@@ -101,22 +109,18 @@ class Leader(Protocol):
         """
         ...
 
-    def report(self) -> dict[str, object]:
-        """Return the state of the run for people and scripts."""
-        ...
-
-    def shut_down(self, *, now: bool) -> None:
-        """End the run: by draining, or at once."""
-        ...
-
 
 class Conversations:
     """The connected workers by session, and what they say."""
 
-    def __init__(self, leader: Leader) -> None:
+    def __init__(self, leader: Leader, steering: Steering) -> None:
         self._leader = leader
         self._allowance = Allowance()
+        self._steering = steering
         self.links: dict[str, Link] = {}
+        self.absent: OrderedDict[str, Link] = OrderedDict()
+        """Workers that were lost and have not come back; the latest last."""
+        self.observers: set[Outgoing] = set()
 
     async def serve(self, connection: ServerConnection, identity: Identity) -> None:
         """Handle one connection from upgrade to close."""
@@ -124,7 +128,7 @@ class Conversations:
             if identity.role == "worker":
                 await self._serve_worker(connection, identity)
             else:
-                await self._serve_observer(connection, identity)
+                await serve_observer(connection, identity, self._steering, self.observers)
         except ProtocolError as error:
             log.warning("a session broke the protocol", who=identity.name, reason=str(error))
             await close(connection, POLICY_VIOLATION, str(error))
@@ -151,11 +155,23 @@ class Conversations:
         if not isinstance(hello, Hello):
             raise ProtocolError("the first message must be hello")
         outgoing = Outgoing(connection)
-        link = Link(connection, outgoing, hello.session, hello.name, identity.name, hello.stages)
+        link = Link(
+            connection,
+            outgoing,
+            hello.session,
+            hello.name,
+            identity.name,
+            hello.stages,
+            version=hello.version,
+            engine=hello.engine,
+            device=hello.device,
+            address=_address(connection),
+        )
         pump = asyncio.create_task(outgoing.pump(), name=f"to {hello.name}")
         try:
             await self._join(link, hello)
             async for frame in connection:
+                link.heard_at = time.monotonic()
                 await self._hear(link, decode_from_worker(frame))
         finally:
             self._part_with(link)
@@ -168,6 +184,7 @@ class Conversations:
             raise ProtocolError("this session belongs to another token")
         # Before the earlier connection is closed, so that its end is not taken for the session's.
         self.links[link.session] = link
+        self.absent.pop(link.session, None)
         log.info(
             "worker joined",
             worker=link.worker,
@@ -193,6 +210,9 @@ class Conversations:
         else:
             log.info("worker lost, its leases wait for it", worker=link.worker)
             self._leader.apply(ev.SessionDropped(link.session))
+            self.absent[link.session] = link
+            if len(self.absent) > _MOST_ABSENT:
+                self.absent.popitem(last=False)
 
     async def _hear(self, link: Link, message: object) -> None:
         session = link.session
@@ -238,21 +258,8 @@ class Conversations:
                 async for image in images:
                     await link.outgoing.send_image(image)
 
-    # ------------------------------------------------------------------ observers
 
-    async def _serve_observer(self, connection: ServerConnection, identity: Identity) -> None:
-        outgoing = Outgoing(connection)
-        pump = asyncio.create_task(outgoing.pump(), name=f"to {identity.name}")
-        try:
-            async for frame in connection:
-                match decode_from_observer(frame):
-                    case StatusRequest():
-                        outgoing.send(Status(self._leader.report()))
-                    case Shutdown(now) if identity.role == "admin":
-                        log.info("shutdown asked for", by=identity.name, now=now)
-                        outgoing.send(Status(self._leader.report()))
-                        self._leader.shut_down(now=now)
-                    case _:
-                        outgoing.send(Problem(f"a {identity.role} token may not do this"))
-        finally:
-            pump.cancel()
+def _address(connection: ServerConnection) -> str:
+    """Return where a connection comes from, as ``host:port``."""
+    host, port, *_ = connection.remote_address or ("?", 0)
+    return f"[{host}]:{port}" if ":" in str(host) else f"{host}:{port}"

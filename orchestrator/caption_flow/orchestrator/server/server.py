@@ -33,6 +33,8 @@ log = structlog.get_logger()
 PING_SECONDS: Final = 20.0
 PONG_SECONDS: Final = 60.0
 CLOSE_SECONDS: Final = 2.0
+TLS_HANDSHAKE_SECONDS: Final = 10.0
+"""An honest client needs two round trips; before, the connection is nobody's and costs a socket."""
 
 Handler = Callable[[ServerConnection, Identity], Awaitable[None]]
 
@@ -102,6 +104,7 @@ async def listen(
             process_request=gate,
             subprotocols=[Subprotocol(SUBPROTOCOL)],
             ssl=tls,
+            ssl_handshake_timeout=None if tls is None else TLS_HANDSHAKE_SECONDS,
             max_size=MAX_FRAME_BYTES,
             compression=None,
             write_limit=2 * PIECE_BYTES,
