@@ -116,8 +116,9 @@ class Report(_Part, frozen=True):
     flagged: dict[str, int] = {}
     """Rows by flag, since the orchestrator was started."""
     unserved: dict[str, int] = {}
-    passed_over: dict[str, str] = {}
     """Items that wait for a stage which no connected worker runs, by stage."""
+    passed_over: dict[str, str] = {}
+    """Shards of which not all could be read, with the reason."""
     rate: float = 0.0
     """Over the last minute."""
     rate_average: float = 0.0
