@@ -348,7 +348,7 @@ def about_vllm(test: Callable[..., Any]) -> Callable[..., Any]:
 async def test_vllm_refuses_a_picture_its_processor_cannot_take(vllm: VllmKit) -> None:
     thin = PreparedImage(picture("red").pixels.resize((4, 2000)), "thin")
     with pytest.raises(RequestRefused, match="aspect ratio") as refused:
-        await vllm.says(replace(vllm.kit.request("red"), image=thin))
+        await vllm.says(replace(vllm.kit.request("red"), subject=thin))
     assert refused.value.kind == "image_rejected"
 
 
@@ -385,7 +385,7 @@ async def test_vllm_shrinks_a_picture_that_does_not_fit_beside_its_prompt(vllm: 
     answer = await vllm.kit.engine.generate(request)
     assert answer.image_scaled_to is not None
     width, height = answer.image_scaled_to
-    assert (width, height) < request.image.pixels.size
+    assert (width, height) < request.subject.pictures[0].pixels.size
     assert 0.9 < width / height < 1.1
     assert answer.tokens_in <= 512 - 8
     again = await vllm.kit.engine.generate(request)

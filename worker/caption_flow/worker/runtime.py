@@ -69,6 +69,7 @@ from caption_flow.worker.draft import size_of
 from caption_flow.worker.engines.base import Engine, EngineError
 from caption_flow.worker.garage import Garage
 from caption_flow.worker.images.load import ImageError
+from caption_flow.worker.images.video import MISSING_LIBRARY, can_decode
 from caption_flow.worker.loading import Activity, ImageLoader, ways_taken
 from caption_flow.worker.pipeline import (
     LOOK_AHEAD_BYTES,
@@ -136,6 +137,8 @@ class Runtime:
         """Those of the first recipe: only they have engines."""
         self._garage: Garage | None = None
         self._recipes: dict[str, Recipe] = {}
+        self._recipe_of: dict[str, Recipe] = {}
+        """By the fingerprints in rows: those of videos have one of their own."""
         self._pipeline: Pipeline | None = None
         self._loading: asyncio.Task[None] | None = None
         self._tasks: asyncio.TaskGroup | None = None
@@ -319,7 +322,7 @@ class Runtime:
     def _encode(self, batch: Batch[Row]) -> Results:
         # The rows of one lease are all of one recipe: the one it was granted under. Those that
         # are not final have come the same way.
-        recipe = self._recipes[batch.rows[0].recipe or ""]
+        recipe = self._recipe_of[batch.rows[0].recipe or ""]
         columns = recipe.output_fields if batch.reached is None else tuple(batch.rows[0].outputs)
         rows = encode_rows(batch.rows, columns)
         return Results(batch.seq, batch.lease, batch.items, rows, batch.reached)
@@ -361,6 +364,9 @@ class Runtime:
         except RecipeError as error:
             self._post(RecipeUnusable(f"the orchestrator's recipe cannot be run: {error}"))
             return
+        if recipe.video is not None and not can_decode():
+            self._post(RecipeUnusable(f"the run captions videos, too, and {MISSING_LIBRARY}"))
+            return
         problem = unknown_stage(recipe, self._stages)
         if problem is not None:
             self._post(RecipeUnusable(f"--stages (worker.stages): {problem}"))
@@ -378,6 +384,7 @@ class Runtime:
         else:
             log.info("the recipe changed", recipe=recipe.fingerprint)
         self._recipes[recipe.fingerprint] = recipe
+        self._recipe_of |= {recipe.fingerprint: recipe, recipe.video_fingerprint: recipe}
         if self._pipeline is not None:
             self._pipeline.use(recipe)
 
@@ -422,7 +429,8 @@ class Runtime:
         }
         for model, engine in engines.items():
             engine.expect(
-                [s for stage in recipe.stages if stage.model == model for s in stage.samplings()]
+                [s for stage in recipe.stages if stage.model == model for s in stage.samplings()],
+                recipe.video,
             )
         garage = self._garage = Garage(engines, placement, slab=capacity.slab)
         await garage.load(garage.next_group([(garage.use(recipe), frozenset())]))
