@@ -49,7 +49,7 @@ async def _look(source: Source, done: dict[str, set[int]], limit: int | None) ->
     async for finding in source.listing():
         if isinstance(finding, Listed):
             counts[finding.shard] = finding.count
-    outlook = Outlook(shards=len(counts))
+    outlook = Outlook(shards=len(counts), videos=source.videos_left_out)
     room = sum(counts.values()) if limit is None else limit
     for shard, count in counts.items():
         within = min(count, room)

@@ -13,7 +13,8 @@ SHOWN: Final = 10
 class Outlook:
     """What a run would find: images to caption, done ones, and those that have a ``.txt``.
 
-    ``shards`` counts those of a dataset that is no folder of images.
+    ``shards`` counts those of a dataset that is no folder of images, ``videos`` those that would be
+    skipped.
     """
 
     wanted: int = 0
@@ -22,6 +23,7 @@ class Outlook:
     beyond_limit: int = 0
     first: list[str] = field(default_factory=list)
     shards: int = 0
+    videos: int = 0
 
     @property
     def total(self) -> int:

@@ -68,8 +68,8 @@ from caption_flow.worker.core.slabs import SPOKEN, Slab
 from caption_flow.worker.draft import size_of
 from caption_flow.worker.engines.base import Engine, EngineError
 from caption_flow.worker.garage import Garage
+from caption_flow.worker.images.library import MISSING_LIBRARY, can_decode_videos
 from caption_flow.worker.images.load import ImageError
-from caption_flow.worker.images.video import MISSING_LIBRARY, can_decode
 from caption_flow.worker.loading import Activity, ImageLoader, ways_taken
 from caption_flow.worker.pipeline import (
     LOOK_AHEAD_BYTES,
@@ -364,7 +364,7 @@ class Runtime:
         except RecipeError as error:
             self._post(RecipeUnusable(f"the orchestrator's recipe cannot be run: {error}"))
             return
-        if recipe.video is not None and not can_decode():
+        if recipe.video is not None and not can_decode_videos():
             self._post(RecipeUnusable(f"the run captions videos, too, and {MISSING_LIBRARY}"))
             return
         problem = unknown_stage(recipe, self._stages)

@@ -66,6 +66,7 @@ class Item:
     url: str | None = None
     columns: Mapping[str, Any] | None = None
     reason: str = ""
+    is_video: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +95,9 @@ class Source(ABC):
 
     left_out: int = 0
     """Items passed over so far because the caller asked for it; they are not in the run."""
+
+    videos_left_out: int = 0
+    """Videos passed over so far because nobody asked for them; they are not in the run."""
 
     @classmethod
     @abstractmethod

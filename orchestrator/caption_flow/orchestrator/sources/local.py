@@ -1,4 +1,7 @@
-"""`local_filesystem`: a folder of images. One shard, `default`, in which a file keeps its index."""
+"""`local_filesystem`: a folder of images, and of videos where they are asked for.
+
+It has one shard, `default`, in which a file keeps its index.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +28,13 @@ from caption_flow.orchestrator.sources.base import (
     Vanished,
 )
 from caption_flow.orchestrator.sources.metadata import MetadataIndex
-from caption_flow.orchestrator.sources.scan import FoundFile, ScanOptions, holds_image, scan
+from caption_flow.orchestrator.sources.scan import (
+    FoundFile,
+    ScanOptions,
+    holds_item,
+    is_video,
+    scan,
+)
 from caption_flow.orchestrator.sources.sidecars import TEXT_COLUMN, Sidecars
 from caption_flow.protocol.identity import content_hash
 from caption_flow.protocol.places import FilePlace
@@ -57,7 +66,8 @@ class LocalSource(Source):
     @classmethod
     def check(cls, dataset: DatasetConfig) -> None:
         """See the port."""
-        check_folder(Path(dataset.dataset_path), scan_options(dataset))
+        videos = dataset.video is not None
+        check_folder(Path(dataset.dataset_path), scan_options(dataset), videos=videos)
 
     @classmethod
     def open(cls, dataset: DatasetConfig, folder: RunFolder) -> Self:
@@ -73,6 +83,7 @@ class LocalSource(Source):
             skip=folder.skip,
             sidecars=_sidecars(dataset, folder),
             data_dir=folder.data_dir,
+            videos=dataset.video is not None,
         )
 
     @classmethod
@@ -98,6 +109,7 @@ class LocalSource(Source):
         skip: Callable[[bytes], bool] | None = None,
         sidecars: Sidecars | None = None,
         data_dir: Path | None = None,
+        videos: bool = False,
     ) -> None:
         self._root = root.absolute()
         self._options = options
@@ -108,7 +120,9 @@ class LocalSource(Source):
         self._skip = skip
         self._sidecars = sidecars
         self._data_dir = data_dir
+        self._videos = videos
         self.left_out = 0
+        self.videos_left_out = 0
 
     async def listing(self) -> AsyncIterator[Finding]:
         """Walk the folder: new files join the catalog, changed ones are told apart by content.
@@ -148,7 +162,13 @@ class LocalSource(Source):
             with written_by(self._data_dir) as earlier:
                 entries = [self._with_columns(entry, self._sidecars, earlier) for entry in entries]
         return tuple(
-            Item(entry.index, self._place_of(entry), path=entry.path, columns=entry.columns)
+            Item(
+                entry.index,
+                self._place_of(entry),
+                path=entry.path,
+                columns=entry.columns,
+                is_video=is_video(entry.path or b""),
+            )
             for entry in entries
         )
 
@@ -179,13 +199,17 @@ class LocalSource(Source):
         if missing:  # the first folder may be an exception
             found += self._take(files, _BATCH)
             missing, there = self._sidecars.missing(self._unskipped(found))
-        if found and missing:
+        if missing and any(self._counts(file) for file in found):
             raise SourceError(self._about_missing(missing, there, len(found)))
 
     def _unskipped(self, found: Sequence[FoundFile]) -> Iterator[bytes]:
         for file in found:
-            if self._skip is None or not self._skip(file.path):
+            if self._counts(file) and (self._skip is None or not self._skip(file.path)):
                 yield file.path
+
+    def _counts(self, file: FoundFile) -> bool:
+        """Whether it is an image, or a video where they are asked for."""
+        return self._videos or not file.is_video
 
     def _about_missing(self, missing: set[str], there: set[str], looked_at: int) -> str:
         names = " and ".join(f"{{column:{name}}}" for name in sorted(missing))
@@ -238,8 +262,11 @@ class LocalSource(Source):
                 index, size, mtime_ns = entry
                 if index < len(seen):
                     seen[index] = 1
-                if (size, mtime_ns) != (file.size, file.mtime_ns):
+                is_touched = (size, mtime_ns) != (file.size, file.mtime_ns)
+                if is_touched and self._counts(file):
                     news.touched.append(CatalogEntry(index, file.path, file.size, file.mtime_ns))
+            elif not self._counts(file):
+                self.videos_left_out += 1
             elif self._skip is not None and self._skip(file.path):
                 self.left_out += 1
             elif self._limit is None or self._listed + len(news.fresh) < self._limit:
@@ -298,15 +325,15 @@ def scan_options(dataset: DatasetConfig) -> ScanOptions:
     )
 
 
-def check_folder(root: Path, options: ScanOptions) -> None:
-    """Raise `SourceError` unless there is an image to caption below ``root``."""
+def check_folder(root: Path, options: ScanOptions, *, videos: bool) -> None:
+    """Raise `SourceError` unless there is an image, or a video if wanted, below ``root``."""
     if not root.exists():
         raise SourceError(f"there is no folder {root}{_nearest(root)}")
     if not root.is_dir():
         raise SourceError(f"{root} is a file, not a folder of images")
     if not os.access(root, os.R_OK | os.X_OK):
         raise SourceError(f"the folder {root} cannot be read: permission denied")
-    if not holds_image(str(root), options):
+    if not holds_item(str(root), options, videos=videos):
         raise SourceError(_nothing_in(root, options))
 
 
@@ -340,7 +367,7 @@ def _size_of(path: Path) -> int | None:
 
 
 def first_files(root: Path, options: ScanOptions) -> Iterator[FoundFile]:
-    """Yield the images of a folder in the order they would be captioned."""
+    """Yield the images and videos of a folder in the order they would be captioned."""
     return scan(str(root.absolute()), options)
 
 
@@ -362,6 +389,8 @@ def _nothing_in(root: Path, options: ScanOptions) -> str:
         hints.append("links are left out (follow_symlinks: false)")
     if options.include or options.exclude:
         hints.append("patterns leave files out (include, exclude)")
+    if holds_item(str(root), options, videos=True):
+        hints.append("videos are left out (--video-frames N, dataset.video, captions them)")
     hint = f"; {' and '.join(hints)}" if hints else ""
     return f"there is no image in {root} or below it{hint}"
 

@@ -1,5 +1,7 @@
 """`webdataset`: tars in a folder, or in a storage. Each is a shard; an image is one range of bytes.
 
+Samples that are videos come last in a tar's order, so that they can be left out, or join later.
+
 A tar is indexed once, and its index kept in the run's folder, so that a run that goes on opens no
 tar before it describes items of it.
 """
@@ -40,6 +42,9 @@ _AHEAD: Final = 4
 _READERS: Final = 16
 _LARGEST_TEXT: Final = 2**20
 _EXAMPLES: Final = 5
+_ONLY_VIDEOS: Final = (
+    ", only videos, which are left out (--video-frames N, dataset.video, captions them)"
+)
 
 
 class _Facts(msgspec.Struct, frozen=True):
@@ -49,6 +54,8 @@ class _Facts(msgspec.Struct, frozen=True):
     version: str
     count: int
     digest: str
+    videos: int = 0
+    """Samples behind those listed: videos that nobody asked for."""
 
     @property
     def tar(self) -> TarFacts:
@@ -70,7 +77,8 @@ class TarSource(Source):
     @classmethod
     def open(cls, dataset: DatasetConfig, folder: RunFolder) -> Self:
         """See the port: tars that were listed before are still the same ones."""
-        source = cls(find_tars(dataset), Shelf(folder.data_dir, dataset.metadata_path), folder)
+        shelf = Shelf(folder.data_dir, dataset.metadata_path)
+        source = cls(find_tars(dataset), shelf, folder, videos=dataset.video is not None)
         try:
             source._check_known()
         except BaseException:
@@ -89,9 +97,12 @@ class TarSource(Source):
                 return
         super().check_same(dataset, remembered, data_dir)
 
-    def __init__(self, tars: Sequence[Tar], shelf: Shelf, folder: RunFolder) -> None:
+    def __init__(
+        self, tars: Sequence[Tar], shelf: Shelf, folder: RunFolder, *, videos: bool = False
+    ) -> None:
         self._tars = {tar.name: tar for tar in tars}
         self._shelf = shelf
+        self._videos = videos
         self._columns = frozenset(folder.columns)
         self._pool = ThreadPoolExecutor(_READERS, thread_name_prefix="tars")
         self._facts = {name: _remembered(shard) for name, shard in folder.shards.items()}
@@ -101,8 +112,8 @@ class TarSource(Source):
 
     async def listing(self) -> AsyncIterator[Finding]:
         """Tell of known tars first, then index the others, a few at a time."""
-        for name, facts in self._facts.copy().items():
-            yield Listed(name, facts.count, msgspec.json.encode(facts).decode())
+        for name in list(self._facts):
+            yield self._listed(name)
         for name in sorted(self._gone):
             yield await asyncio.to_thread(self._vanished, name)
         fresh = [tar for tar in self._tars.values() if tar.name not in self._facts]
@@ -118,8 +129,7 @@ class TarSource(Source):
                     ahead.append(loop.run_in_executor(self._pool, self._index, following))
                 if isinstance(found, _Facts):
                     self._facts[tar.name] = found
-                    text = msgspec.json.encode(found).decode()
-                    yield Listed(tar.name, found.count, text)
+                    yield self._listed(tar.name)
                 else:
                     unread += 1
                     log.error("a tar is passed over", tar=tar.name, reason=found)
@@ -130,7 +140,17 @@ class TarSource(Source):
             raise SourceError(
                 "there is no sample in the dataset's tars"
                 + (f" ({unread} could not be read, see above)" if unread else "")
+                + (_ONLY_VIDEOS if self.videos_left_out else "")
             )
+
+    def _listed(self, name: str) -> Listed:
+        """Say how many samples a tar has; its videos join them once they are asked for."""
+        facts = self._facts[name]
+        if self._videos and facts.videos:
+            count = facts.count + facts.videos
+            facts = self._facts[name] = msgspec.structs.replace(facts, count=count, videos=0)
+        self.videos_left_out += facts.videos
+        return Listed(name, facts.count, msgspec.json.encode(facts).decode())
 
     def _index(self, tar: Tar) -> _Facts | str:
         """Index a tar; say why where that is impossible. Blocking."""
@@ -142,7 +162,9 @@ class TarSource(Source):
         except (ObjectError, OSError) as error:
             return _said(error)
         _tell_of(tar, index)
-        return _Facts(facts.size, facts.version, len(index.samples), index.digest)
+        videos = index.videos
+        count = len(index.samples) - videos
+        return _Facts(facts.size, facts.version, count, index.digest, videos)
 
     def _check_known(self) -> None:
         """Refuse tars that were written again; learn which are gone. Blocking."""
@@ -176,7 +198,7 @@ class TarSource(Source):
                 "back, give the new one another name, or caption into a new folder "
                 "(--data-dir DIR, storage.data_dir)"
             )
-        return _Facts(now.size, now.version, known.count, known.digest)
+        return msgspec.structs.replace(known, size=now.size, version=now.version)
 
     def _vanished(self, name: str) -> Vanished:
         facts = self._facts[name]
@@ -276,7 +298,8 @@ def _item(
         return Item(at, None, key, path, reason=f"the tar {shard} is gone")
     if sample.image.offset + sample.image.length > facts.size:
         return Item(at, None, key, path, reason=f"the tar {shard} ends within {sample.image.name}")
-    return Item(at, _place(tar, facts, sample.image), key, path, columns=columns)
+    place = _place(tar, facts, sample.image)
+    return Item(at, place, key, path, columns=columns, is_video=sample.is_video)
 
 
 def _place(tar: Tar, facts: _Facts, image: Member) -> FilePlace | ObjectPlace:

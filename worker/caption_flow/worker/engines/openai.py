@@ -24,7 +24,7 @@ from caption_flow.worker.engines.base import (
 from caption_flow.worker.engines.in_flight import InFlight
 from caption_flow.worker.engines.openai_answers import Peer
 from caption_flow.worker.engines.openai_conversation import Conversation, Manners
-from caption_flow.worker.engines.options import unknown_option
+from caption_flow.worker.engines.options import NO_WHOLE_VIDEOS, unknown_option
 
 
 class OpenAIOptions(Manners, frozen=True, kw_only=True):
@@ -84,10 +84,7 @@ class OpenAIEngine:
 
         """
         if self._video is not None and self._video.passed_as == VIDEO:
-            raise EngineUnavailable(
-                "the openai engine passes videos as images alone: servers take whole ones each in "
-                "its own way, if at all; set dataset.video.passed_as (--video-as) to images"
-            )
+            raise EngineUnavailable(NO_WHOLE_VIDEOS)
         async with self._changing:
             if self._conversation is not None:
                 return

@@ -19,7 +19,6 @@ from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Final
 
 from PIL import Image
@@ -28,6 +27,7 @@ from caption_flow.protocol.identity import content_hash
 from caption_flow.recipe.video import Video
 from caption_flow.worker.core.frames import choose_frames
 from caption_flow.worker.engines.base import PreparedImage, PreparedVideo
+from caption_flow.worker.images.library import MISSING_LIBRARY, can_decode_videos
 from caption_flow.worker.images.load import ImageError, LoadedImage, fit
 
 if TYPE_CHECKING:
@@ -46,8 +46,6 @@ NOT_ASKED_FOR: Final = "video_not_asked_for"
 VIDEO_ERROR_KINDS: Final = frozenset(
     {EMPTY, UNRECOGNISED, TRUNCATED, CORRUPT, TOO_LARGE, TOO_SLOW, NO_PICTURES, NOT_ASKED_FOR}
 )
-
-MISSING_LIBRARY: Final = "videos need PyAV: run `pip install 'caption-flow[video]'`"
 
 MAX_PIXELS_IN: Final = 8192 * 4608
 """Largest picture that is decoded: 8K in any of its forms. A decoder keeps up to 17 of them."""
@@ -110,11 +108,6 @@ class VideoLimits:
 _LIMITS: Final = VideoLimits()
 
 
-def can_decode() -> bool:
-    """Tell whether PyAV is installed."""
-    return find_spec("av") is not None
-
-
 def prepare_video(data: bytes, video: Video, *, limits: VideoLimits = _LIMITS) -> LoadedVideo:
     """Decode the frames of a video that the model is to be shown (see `choose_frames`).
 
@@ -130,7 +123,7 @@ def prepare_video(data: bytes, video: Video, *, limits: VideoLimits = _LIMITS) -
     demuxer, name = _container_of(data)
     if _is_cut_off(data, demuxer):
         raise ImageError(TRUNCATED, f"the file ends too early, after {len(data):,} bytes")
-    if not can_decode():
+    if not can_decode_videos():
         raise ImageError(UNRECOGNISED, f"the file is a video: {MISSING_LIBRARY}")
     try:
         with _opened(data, demuxer, limits) as file:
