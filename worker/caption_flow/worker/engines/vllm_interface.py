@@ -109,7 +109,7 @@ async def render_video(
     Raises:
         Exception: of any kind; it is about this one request.
     """
-    content = [{"type": "video_url", "video_url": None, "uuid": name}, text]
+    content = [{"type": "video_url", "video_url": "", "uuid": name}, text]
     message = {"role": "user", "content": content}
     _conversation, prompt = await renderer.render_messages_async([message], params)
     prompt["multi_modal_data"] = {**prompt["multi_modal_data"], "video": [video]}
