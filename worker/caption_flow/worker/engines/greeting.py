@@ -22,7 +22,7 @@ def greetings(video: Video | None) -> Iterator[tuple[str, Subject]]:
         "a video" if video.passed_as == "video" else f"a video's frames, {video.frames} pictures",
         PreparedVideo(
             pictures,
-            "greeting video",  # a name of its own: engines keep by name what they have seen
+            "greeting",
             video.passed_as,
             seconds=tuple(map(float, range(video.frames))),
             duration=float(video.frames),

@@ -143,7 +143,7 @@ class Running:
         renderer = self._engine.renderer
         try:
             if isinstance(subject, PreparedVideo) and subject.passed_as == VIDEO:
-                name = f"{subject.content_hash}{renamed}"
+                name = f"{subject.content_hash}:{len(subject.pictures)} frames{renamed}"
                 return await interface.render_video(
                     renderer, self._chat_params, _as_vllm(subject), name, text
                 )
