@@ -594,7 +594,7 @@ async def test_vllm_captions_a_video_of_a_coloured_shape(passed_as: Form) -> Non
             engine.generate(alone),
         )
         assert "red circle" in first.text
-        assert second.text.strip() == "white"
+        assert "white" in second.text
         assert still.text.strip() == caption("blue")
         # Four pictures of 16 tokens, or two for every two frames of a video.
         pictures = 4 if passed_as == "images" else 2

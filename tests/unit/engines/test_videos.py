@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,7 +20,7 @@ from caption_flow.worker.engines.greeting import greetings
 from caption_flow.worker.engines.openai import OpenAIEngine
 from caption_flow.worker.engines.synthetic import SyntheticEngine
 from caption_flow.worker.engines.vllm_loading import _check_limits, needed_limits
-from caption_flow.worker.engines.vllm_running import _as_vllm, _resized
+from caption_flow.worker.engines.vllm_running import Running, _as_vllm, _resized
 
 
 def video(
@@ -114,3 +115,69 @@ def test_all_frames_shrink_together() -> None:
     assert isinstance(smaller, PreparedVideo)
     assert [one.pixels.size for one in smaller.pictures] == [(8, 6)] * 2
     assert [one.content_hash for one in smaller.pictures] == ["hash:0", "hash:1"]
+
+
+class Renderer:
+    """vLLM's renderer, as far as it is asked: keeps what it is given."""
+
+    default_chat_tok_params = "as usual"
+
+    def __init__(self) -> None:
+        self.parts: list[dict[str, Any]] = []
+        self.videos: list[Any] = []
+
+    async def render_chat_async(self, chats: list[Any], _params: Any) -> Any:
+        (((message,)),) = chats
+        self.parts = message["content"]
+        return None, [{"prompt_token_ids": [1]}]
+
+    async def render_messages_async(self, chat: list[Any], _params: Any) -> Any:
+        (message,) = chat
+        self.parts = message["content"]
+        return None, {"prompt_token_ids": [1], "multi_modal_data": {"video": [None]}}
+
+    async def tokenize_prompts_async(self, prompts: list[Any], _params: Any) -> list[Any]:
+        return prompts
+
+    async def process_for_engine_async(self, prompt: Any, _arrival: float) -> Any:
+        self.videos = prompt["multi_modal_data"]["video"]
+        return prompt
+
+
+def running_with(renderer: Renderer) -> Running:
+    """One life of vLLM's engine of which there is nothing but how requests are rendered."""
+    running = object.__new__(Running)
+    running._engine = SimpleNamespace(renderer=renderer)
+    running._chat_params = None
+    return running
+
+
+async def test_frames_stand_before_the_prompt_each_named_by_file_and_place() -> None:
+    renderer = Renderer()
+    running = running_with(renderer)
+    shown = video("#ff0000", "#00ff00")
+    names = []
+    for prompt in ("Describe it.", "Name it."):
+        await running._render(Request("1", prompt, shown), "")
+        kinds = [part["type"] for part in renderer.parts]
+        assert kinds == ["image_pil", "image_pil", "text"]
+        assert [part["image_pil"] for part in renderer.parts[:2]] == [
+            one.pixels for one in shown.pictures
+        ]
+        names.append([part["uuid"] for part in renderer.parts[:2]])
+    assert names == [["hash:0", "hash:1"]] * 2, "what one prompt had encoded, the next one finds"
+
+
+async def test_a_whole_video_is_one_part_named_by_file_and_frames() -> None:
+    pytest.importorskip("numpy")
+    renderer = Renderer()
+    running = running_with(renderer)
+    names = []
+    for shown in (video("#ff0000", "#00ff00"), video("#ff0000", "#00ff00", "#0000ff")):
+        await running._render(Request("1", "Say it.", replace(shown, passed_as="video")), "")
+        assert [part["type"] for part in renderer.parts] == ["video_url", "text"]
+        names.append(renderer.parts[0]["uuid"])
+        ((frames, facts),) = renderer.videos
+        assert len(frames) == len(facts["frames_indices"]) == len(shown.pictures)
+    assert len(set(names)) == 2
+    assert all(name.startswith("hash:") for name in names)
