@@ -388,7 +388,9 @@ def test_samples_that_are_said_to_be_there_cost_bounded_memory() -> None:
     )
     most = []
     for file in (data, huge):
-        done = subprocess.run([sys.executable, "-c", code], input=file, capture_output=True)
+        done = subprocess.run(
+            [sys.executable, "-c", code], input=file, capture_output=True, check=False
+        )
         assert done.returncode == 0, done.stderr
         most.append(int(done.stdout))
     assert most[1] - most[0] < 512 * 1024, "KiB beyond what any video takes"
