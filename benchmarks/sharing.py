@@ -73,9 +73,9 @@ class NamesApart(DrawnLengths):
 
     async def generate(self, request: Request) -> Completion:
         """Pass the request on about a picture that vLLM has never heard of."""
-        named = replace(request.image, content_hash=f"image-{next(self._numbers)}")
-        tokens = drawn_tokens(request.image.content_hash, request.prompt)
-        return await self.answer(replace(request, image=named), tokens)
+        named = replace(request.subject, content_hash=f"image-{next(self._numbers)}")
+        tokens = drawn_tokens(request.subject.content_hash, request.prompt)
+        return await self.answer(replace(request, subject=named), tokens)
 
 
 class TextFirst(DrawnLengths):
@@ -85,7 +85,9 @@ class TextFirst(DrawnLengths):
 
     async def generate(self, request: Request) -> Completion:
         """Ask vLLM itself."""
-        output = await answer_to(self.llm, request.image, request.prompt, text_first=True)
+        output = await answer_to(
+            self.llm, request.subject.pictures[0], request.prompt, text_first=True
+        )
         self._clock.tick()
         (answer,) = output.outputs
         tokens_in, tokens_out = len(output.prompt_token_ids), len(answer.token_ids)

@@ -50,6 +50,7 @@ import structlog
 import uvloop
 from PIL import Image
 
+from caption_flow.recipe.video import Video
 from caption_flow.worker.engines.base import Completion, Engine, PreparedImage, Request
 from caption_flow.worker.engines.synthetic import SyntheticEngine
 from caption_flow.worker.engines.vllm import VllmEngine
@@ -136,9 +137,9 @@ class Timed:
         """The engine's own."""
         return self._engine.beats
 
-    def expect(self, samplings: Sequence[Mapping[str, Any]]) -> None:
+    def expect(self, samplings: Sequence[Mapping[str, Any]], video: Video | None = None) -> None:
         """Tell the engine, which looks at it when it starts."""
-        self._engine.expect(samplings)
+        self._engine.expect(samplings, video)
 
     async def start(self) -> None:
         """Start the engine, unless it is up already."""
@@ -159,7 +160,7 @@ class DrawnLengths(Timed):
 
     async def generate(self, request: Request) -> Completion:
         """Answer in the drawn length."""
-        tokens = drawn_tokens(request.image.content_hash, request.prompt)
+        tokens = drawn_tokens(request.subject.content_hash, request.prompt)
         return await self.answer(request, tokens)
 
     async def answer(self, request: Request, tokens: int) -> Completion:

@@ -27,7 +27,7 @@ class DeadlyEngine(SyntheticEngine):
 
     async def generate(self, request: Request) -> Completion:
         completion = await super().generate(request)
-        if request.image.content_hash.startswith(self._deadly):
+        if request.subject.content_hash.startswith(self._deadly):
             os.kill(os.getpid(), signal.SIGKILL)
         return completion
 

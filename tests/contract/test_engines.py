@@ -26,6 +26,7 @@ import pytest_asyncio
 
 from caption_flow.config.secret import Secret
 from caption_flow.recipe.structure import Structure
+from caption_flow.recipe.video import Form, Video
 from caption_flow.worker.engines import guard
 from caption_flow.worker.engines.base import (
     Engine,
@@ -38,8 +39,10 @@ from caption_flow.worker.engines.base import (
 from caption_flow.worker.engines.openai import OpenAIEngine
 from caption_flow.worker.engines.synthetic import SyntheticEngine, synthetic_caption
 from caption_flow.worker.engines.vllm import VllmEngine
+from caption_flow.worker.images.video import prepare_video
 from tests.support.openai_server import MODEL, ScriptedServer
 from tests.support.pictures import SCENES, caption, picture
+from tests.support.videos import make_video
 
 MODEL_FOLDER = Path(__file__).parents[1] / "tiny_vlm" / "model"
 PROMPT = "Describe this image."
@@ -355,7 +358,7 @@ def about_vllm(test: Callable[..., Any]) -> Callable[..., Any]:
 async def test_vllm_refuses_a_picture_its_processor_cannot_take(vllm: VllmKit) -> None:
     thin = PreparedImage(picture("red").pixels.resize((4, 2000)), "thin")
     with pytest.raises(RequestRefused, match="aspect ratio") as refused:
-        await vllm.says(replace(vllm.kit.request("red"), image=thin))
+        await vllm.says(replace(vllm.kit.request("red"), subject=thin))
     assert refused.value.kind == "image_rejected"
 
 
@@ -392,7 +395,7 @@ async def test_vllm_shrinks_a_picture_that_does_not_fit_beside_its_prompt(vllm: 
     answer = await vllm.kit.engine.generate(request)
     assert answer.image_scaled_to is not None
     width, height = answer.image_scaled_to
-    assert (width, height) < request.image.pixels.size
+    assert (width, height) < request.subject.pictures[0].pixels.size
     assert 0.9 < width / height < 1.1
     assert answer.tokens_in <= 512 - 8
     again = await vllm.kit.engine.generate(request)
@@ -571,4 +574,54 @@ async def test_a_structure_vllm_cannot_keep_to_is_refused_by_the_start(vllm_kit:
     engine = VllmEngine(str(MODEL_FOLDER), {"max_model_len": 512, "enforce_eager": True})
     engine.expect([Structure(regex="(?=a)b").sampling()])
     with pytest.raises(EngineUnavailable, match=r"with .*\(\?=a\)b.*Grammar error"):
+        await engine.start()
+
+
+# --------------------------------------------------------------------------- videos
+
+
+@pytest.mark.parametrize("passed_as", ["images", "video"])
+@about_vllm
+async def test_vllm_captions_a_video_of_a_coloured_shape(passed_as: Form) -> None:
+    """Frames of a real file, as several pictures and as the model's own video input."""
+    data = make_video("h264.mp4", [picture("red").pixels] * 6, pix_fmt="yuv444p")
+    video = Video(4, passed_as)
+    subject = prepare_video(data, video).subject
+    # Of frames that are all alike each counts: they are different moments.
+    assert len(subject.pictures) == 4
+    engine = VllmEngine(str(MODEL_FOLDER), {"max_model_len": 512, "enforce_eager": True})
+    engine.expect([{}, {}], video)
+    try:
+        await engine.start()
+        asked = Request("video", PROMPT, subject, {"temperature": 0.0, "max_tokens": 48})
+        alone = replace(asked, subject=picture("blue"))
+        first, second, still = await asyncio.gather(
+            engine.generate(asked),
+            engine.generate(replace(asked, prompt="what is the background color?")),
+            engine.generate(alone),
+        )
+        assert "red circle" in first.text
+        assert "white" in second.text
+        assert still.text.strip() == caption("blue")
+        # Four pictures of 16 tokens, or two for every two frames of a video.
+        pictures = 4 if passed_as == "images" else 2
+        assert first.tokens_in - still.tokens_in > (pictures - 1) * 12
+        # A context that has no room for the frames: all of them shrink together.
+        if passed_as == "images":
+            # 515 tokens with whole pictures; 512 are the limit, 8 of them for the answer.
+            sampling = {"temperature": 0.0, "max_tokens": 8}
+            tight = replace(asked, prompt="word " * 145, sampling=sampling)
+            crowded = await engine.generate(tight)
+            assert crowded.image_scaled_to is not None
+            assert crowded.tokens_in <= 512 - 8
+    finally:
+        await engine.stop()
+
+
+@about_vllm
+async def test_vllm_that_is_allowed_too_few_pictures_says_so_before_it_loads() -> None:
+    options = {"max_model_len": 512, "limit_mm_per_prompt": {"image": 2}}
+    engine = VllmEngine(str(MODEL_FOLDER), options)
+    engine.expect([{}], Video(4))
+    with pytest.raises(EngineUnavailable, match="4 frames take 4"):
         await engine.start()

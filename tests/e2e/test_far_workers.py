@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -27,6 +28,7 @@ from tests.support.cli import (
     rows_by_name,
     running,
 )
+from tests.support.videos import colours, make_video, plain, told
 
 READY = "Orchestrator ready for connections"
 TOKEN = "a token"
@@ -111,7 +113,11 @@ def _caption(workspace: Path, dataset: Path, place: Place) -> Finished:
         "host": place.host,
         "port": port,
         "chunk_size": 8,
-        "dataset": {"type": "local_filesystem", "dataset_path": str(dataset)},
+        "dataset": {
+            "type": "local_filesystem",
+            "dataset_path": str(dataset),
+            "video": {"frames": 3},
+        },
         "vllm": {"model": "none", "inference_prompts": [PROMPT]},
         "storage": {"data_dir": str(workspace / "results")},
         "auth": {"worker_tokens": [{"token": TOKEN, "name": "far away"}]},
@@ -144,6 +150,9 @@ def test_a_worker_that_cannot_see_the_files_captions_them(
     dataset = tmp_path / "photos"
     images = make_images(dataset, IMAGES)
     expected = {path.name: caption_of(path, PROMPT) for path in images}
+    shown = colours(9)
+    clip = make_video("h264.mp4", [plain(colour) for colour in shown])
+    (dataset / "clip.mp4").write_bytes(clip)
     with somewhere(dataset) as place:
         seen = subprocess.run(
             [*place.python, "-c", "import sys; open(sys.argv[1]).close()", str(images[0])],
@@ -154,7 +163,10 @@ def test_a_worker_that_cannot_see_the_files_captions_them(
         worker = _caption(tmp_path, dataset, place)
     assert worker.code == 0, worker.said
     found = rows_by_name(tmp_path / "results")
+    (caption,) = found.pop("clip.mp4")["captions"]
+    frames = [bytes.fromhex(one) for one in re.findall(r"#([0-9a-f]{6})", caption)]
+    assert [told((one[0], one[1], one[2]), shown) for one in frames] == [1, 4, 7]
     assert {name: row["captions"] for name, row in found.items()} == {
         name: [text] for name, text in expected.items()
     }
-    assert f"images: {IMAGES} sent by the orchestrator" in worker.said
+    assert f"images: {IMAGES + 1} sent by the orchestrator" in worker.said

@@ -57,6 +57,10 @@ STEERING_TESTS: Final = ("tests/integration/orchestrator/test_steering.py",)
 CONNECTING_TESTS: Final = ("tests/unit/cli/test_connecting.py",)
 SESSION_TESTS: Final = ("tests/unit/worker/test_session.py",)
 WORKER_TESTS: Final = ("tests/integration/worker/test_client.py",)
+VIDEO: Final = "worker/caption_flow/worker/images/video.py"
+VIDEO_TESTS: Final = ("tests/unit/images/test_video.py", "tests/property/test_frames.py")
+TAR_VIDEO_TESTS: Final = ("tests/unit/orchestrator/test_tar_videos.py",)
+LOADING_VIDEO_TESTS: Final = ("tests/integration/worker/test_loading_videos.py",)
 OUTBOX_TESTS: Final = ("tests/unit/worker/test_outbox.py", "tests/property/test_outbox.py")
 
 
@@ -122,6 +126,10 @@ def _gpus(name: str, promise: str, file: str, old: str, new: str) -> Mutant:
 
 def _stall(name: str, promise: str, module: str, old: str, new: str) -> Mutant:
     return Mutant(name, promise, f"worker/caption_flow/worker/{module}.py", old, new, STALL_TESTS)
+
+
+def _video(name: str, promise: str, file: str, old: str, new: str) -> Mutant:
+    return Mutant(name, promise, file, old, new, VIDEO_TESTS)
 
 
 MUTANTS: Final[tuple[Mutant, ...]] = (
@@ -1459,5 +1467,101 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
         "*(for_people(text) for text in texts),",
         "*texts,",
         ("tests/unit/cli/test_status_view.py",),
+    ),
+    _video(
+        "frames from the beginning of spans",
+        "frames are taken at the midpoints of equal spans",
+        "shared/caption_flow/recipe/video.py",
+        "(2 * number + 1) / (2 * count)",
+        "(2 * number) / (2 * count)",
+    ),
+    _video(
+        "a still frame twice",
+        "each frame of a video is passed once",
+        "worker/caption_flow/worker/core/frames.py",
+        "list(dict.fromkeys(bisect_right(starts, first + time) - 1 for time in times))",
+        "[bisect_right(starts, first + time) - 1 for time in times]",
+    ),
+    _video(
+        "the next frame",
+        "what is passed is the frame that is shown at the time",
+        VIDEO,
+        "if frame.pts == start:",
+        "if (frame.pts or 0) > start:",
+    ),
+    _video(
+        "recordings lie on their side",
+        "frames are upright",
+        VIDEO,
+        "[Image.Transpose.ROTATE_270 if b > 0 else Image.Transpose.ROTATE_90]",
+        "[Image.Transpose.ROTATE_90 if b > 0 else Image.Transpose.ROTATE_270]",
+    ),
+    _video(
+        "everything is decoded",
+        "frames are sought, not decoded to from the beginning",
+        VIDEO,
+        "(key >= 0 and self._listed.keys[key] > position)",
+        "(key < 0)",
+    ),
+    _video(
+        "pictures of any size",
+        "no picture of more pixels than the limit is decoded",
+        VIDEO,
+        "if width * height > limits.pixels_in:",
+        "if width * height > 2**62:",
+    ),
+    _video(
+        "time without end",
+        "a video that takes too long to decode is given up",
+        VIDEO,
+        "if time.thread_time() > self._ends_at:",
+        "if time.thread_time() > self._ends_at + 1e9:",
+    ),
+    _video(
+        "half a file",
+        "a video that is cut short is a typed row",
+        VIDEO,
+        "return _mov_end(data) > len(data) if",
+        "return _mov_end(data) > len(data) + 10**9 if",
+    ),
+    Mutant(
+        "a large video is read",
+        "a video beyond the limit is neither read nor sent",
+        "worker/caption_flow/worker/loading.py",
+        "        _check_size(job.item.place, video)\n",
+        "",
+        LOADING_VIDEO_TESTS,
+    ),
+    Mutant(
+        "videos without number",
+        "few video files are in memory at a time",
+        "worker/caption_flow/worker/loading.py",
+        "_VIDEOS_AT_ONCE: Final = 4",
+        "_VIDEOS_AT_ONCE: Final = 400",
+        LOADING_VIDEO_TESTS,
+    ),
+    Mutant(
+        "videos among the others",
+        "taking a tar's videos later leaves all other samples where they were",
+        "orchestrator/caption_flow/orchestrator/sources/tar_index.py",
+        "sorted(samples, key=lambda sample: sample.is_video)",
+        "samples",
+        TAR_VIDEO_TESTS,
+    ),
+    Mutant(
+        "videos not counted",
+        "videos that nobody asked for are counted",
+        "orchestrator/caption_flow/orchestrator/sources/tars.py",
+        "self.videos_left_out += facts.videos",
+        "self.videos_left_out += 0",
+        TAR_VIDEO_TESTS,
+    ),
+    Mutant(
+        "frames of any recipe",
+        "captions by other frames are those of another recipe",
+        "shared/caption_flow/recipe/fingerprint.py",
+        '"frames": frames, ',
+        "",
+        ("tests/unit/recipe/test_video.py",),
     ),
 )

@@ -9,6 +9,7 @@ from typing import Any
 
 from PIL import Image
 
+from caption_flow.recipe.video import Video
 from caption_flow.worker.core.leases import Job
 from caption_flow.worker.engines.base import (
     Completion,
@@ -57,8 +58,9 @@ class ScriptedEngine:
         self.scaled: Mapping[str, tuple[int, int]] = {}
         """By prompt: the size to which the engine says it shrank the picture."""
 
-    def expect(self, samplings: Sequence[Mapping[str, Any]]) -> None:
+    def expect(self, samplings: Sequence[Mapping[str, Any]], video: Video | None = None) -> None:
         assert not self._is_up, "it is to know before it starts"
+        self.video = video
         self.expected = list(samplings)
 
     async def start(self) -> None:
@@ -193,7 +195,8 @@ class ScriptedLoader:
     def release(self, item: int) -> None:
         self.held.pop(item).set()
 
-    async def load(self, job: Job) -> LoadedImage:
+    async def load(self, job: Job, video: Video | None) -> LoadedImage:
+        del video
         index = job.item.index
         self.asked.append(index)
         if index in self.held:

@@ -42,7 +42,7 @@ class Asked:
     @property
     def prompt(self) -> str:
         """The text beside the picture."""
-        return str(self._parts[1]["text"])
+        return str(self._parts[-1]["text"])
 
     @property
     def url(self) -> str:
@@ -53,6 +53,12 @@ class Asked:
     def picture(self) -> Image.Image:
         """The picture itself."""
         return Image.open(io.BytesIO(base64.b64decode(self.url.split(",", 1)[1])))
+
+    @property
+    def shown(self) -> list[Image.Image]:
+        """All pictures, in their order; they come before the text."""
+        urls = [str(part["image_url"]["url"]) for part in self._parts[:-1]]
+        return [Image.open(io.BytesIO(base64.b64decode(url.split(",", 1)[1]))) for url in urls]
 
     @property
     def _parts(self) -> list[dict[str, Any]]:

@@ -43,6 +43,8 @@ CHAT_TEMPLATE = """\
         {%- for part in message['content'] %}
             {%- if part['type'] in ('image', 'image_url', 'image_pil') %}
                 {{- '<|vision_start|><|image_pad|><|vision_end|>' }}
+            {%- elif part['type'] in ('video', 'video_url') %}
+                {{- '<|vision_start|><|video_pad|><|vision_end|>' }}
             {%- elif 'text' in part %}
                 {{- part['text'] }}
             {%- endif %}

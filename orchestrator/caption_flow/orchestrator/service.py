@@ -269,6 +269,11 @@ class Orchestrator:
         return self._source.left_out
 
     @property
+    def videos_left_out(self) -> int:
+        """Videos that the source left out because nobody asked for them."""
+        return self._source.videos_left_out
+
+    @property
     def draining(self) -> bool:
         """Whether the run is being ended."""
         return self._draining
@@ -558,6 +563,11 @@ class Orchestrator:
                     )
                 case PassedOver(shard, reason, partly):
                     self._pass_over(shard, reason, partly=partly)
+        if self._source.videos_left_out:
+            log.warning(
+                "videos are skipped: dataset.video (run --video-frames N) captions them",
+                videos=self._source.videos_left_out,
+            )
         self.apply(ev.ListingFinished())
         log.info("the dataset is listed", items=self._ledger.found)
 
@@ -1007,7 +1017,8 @@ def _entry_of(item: Item) -> CatalogEntry:
 
 
 def _description_of(item: Item) -> ItemDescription:
-    return ItemDescription(item.index, item.place, dict(item.columns) if item.columns else None)
+    columns = dict(item.columns) if item.columns else None
+    return ItemDescription(item.index, item.place, columns, is_video=item.is_video)
 
 
 def _with_earlier(

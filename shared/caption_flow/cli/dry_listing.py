@@ -59,7 +59,7 @@ async def _look(source: Source, done: dict[str, set[int]], limit: int | None) ->
             counts[finding.shard] = finding.count
         elif isinstance(finding, PassedOver):
             outlook.passed_over[finding.shard] = finding.reason
-    outlook.shards = len(counts)
+    outlook.shards, outlook.videos = len(counts), source.videos_left_out
     room = sum(counts.values()) if limit is None else limit
     for shard, count in counts.items():
         within = min(count, room)

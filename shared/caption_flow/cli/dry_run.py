@@ -14,7 +14,7 @@ from caption_flow.cli.failures import EXIT_OK, usage_error
 from caption_flow.cli.folders import for_people
 from caption_flow.cli.outlook import SHOWN, Outlook
 from caption_flow.cli.passed_over import told
-from caption_flow.cli.plan import Plan, note_on_recipe
+from caption_flow.cli.plan import Plan, note_on_recipe, videos_skipped
 from caption_flow.cli.stores import storage_failures
 from caption_flow.orchestrator.sources.base import SourceError
 from caption_flow.orchestrator.sources.local import SHARD, first_files, scan_options
@@ -24,6 +24,7 @@ from caption_flow.orchestrator.sources.scan import FoundFile
 from caption_flow.recipe.quality import FLAGS, Quality
 from caption_flow.recipe.stages import Recipe
 from caption_flow.recipe.structure import Structure
+from caption_flow.recipe.video import VIDEO
 from caption_flow.storage.catalog import Catalog
 from caption_flow.storage.database import open_for_reading
 from caption_flow.storage.reader import StorageReader
@@ -64,7 +65,13 @@ def _look_into(folder: Path, plan: Plan) -> Outlook:
     with closing(known):
         if not was_made_for(plan.data_dir, columns):
             # On a run's own earlier texts nothing is left out: there it is asked of all images.
-            check_columns(folder, options, columns, None if known.listed else plan.skip)
+            check_columns(
+                folder,
+                options,
+                columns,
+                videos=plan.config.dataset.video is not None,
+                skip=None if known.listed else plan.skip,
+            )
         files = first_files(folder, options)
         while batch := list(islice(files, _BATCH)):
             indices = known.indices(batch)
@@ -78,6 +85,9 @@ def _count(outlook: Outlook, plan: Plan, known: _Known, file: FoundFile, index: 
         outlook.done += 1
         return
     if index is None:
+        if file.is_video and plan.config.dataset.video is None:
+            outlook.videos += 1
+            return
         if plan.existing == "skip" and plan.has_caption(file.path):
             outlook.left_out += 1
             return
@@ -121,6 +131,17 @@ class _Known:
 
 
 def _report(plan: Plan, outlook: Outlook) -> Iterator[str]:
+    yield from _counted(plan, outlook)
+    yield ""
+    yield from _questions(plan.config.recipe())
+    yield ""
+    yield from _means(plan)
+    yield ""
+    yield "Nothing was written. Without --dry-run, the same command does all this."
+
+
+def _counted(plan: Plan, outlook: Outlook) -> Iterator[str]:
+    """Say what would be captioned, and what would not."""
     yield (
         f"Would caption {outlook.wanted:,} of the {outlook.total:,} images "
         f"in {plan.dataset_name}{':' if outlook.first else '.'}"
@@ -143,9 +164,15 @@ def _report(plan: Plan, outlook: Outlook) -> Iterator[str]:
     if outlook.beyond_limit:
         are = "is" if outlook.beyond_limit == 1 else "are"
         yield f"{outlook.beyond_limit:,} {are} beyond --limit {plan.limit}."
-    yield ""
-    yield from _questions(plan.config.recipe())
-    yield ""
+    if outlook.videos:
+        yield f"{videos_skipped(outlook.videos)}."
+
+
+def _means(plan: Plan) -> Iterator[str]:
+    """Say by what it would be captioned, and where that would go."""
+    if (video := plan.config.dataset.video) is not None:
+        form = "one video" if video.passed_as == VIDEO else "images"
+        yield f"Videos   up to {video.frames} frames of each, passed as {form}"
     yield f"Engine   {plan.engine}, {plan.workers}"
     if plan.gpus.note is not None:
         yield f"         {plan.gpus.note}"
@@ -157,8 +184,6 @@ def _report(plan: Plan, outlook: Outlook) -> Iterator[str]:
     else:
         yield f"Texts    {for_people(plan.texts_file)}"
     yield f"Results  Parquet and more, in {for_people(plan.data_dir)}"
-    yield ""
-    yield "Nothing was written. Without --dry-run, the same command does all this."
 
 
 def _unreadable(outlook: Outlook) -> Iterator[str]:

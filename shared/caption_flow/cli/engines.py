@@ -7,8 +7,12 @@ from collections.abc import Iterable
 from enum import StrEnum
 
 from caption_flow.cli.failures import usage_error
+from caption_flow.config.dataset import VideoConfig
 from caption_flow.config.secret import SecretError
 from caption_flow.config.worker import EngineConfig
+from caption_flow.recipe.video import VIDEO
+from caption_flow.worker.engines.options import NO_WHOLE_VIDEOS
+from caption_flow.worker.images.library import MISSING_LIBRARY, can_decode_videos
 
 
 class EngineKind(StrEnum):
@@ -32,6 +36,16 @@ def check_engine(engine: EngineConfig, *, base_url: str | None, api_key: str | N
             engine.api_key.reveal()
         except SecretError as error:
             usage_error(f"the key of the openai engine: {error}")
+
+
+def check_video(video: VideoConfig | None, engine: EngineKind) -> None:
+    """End the command if videos are asked for that cannot be decoded, or not be passed on."""
+    if video is None:
+        return
+    if not can_decode_videos():
+        usage_error(f"{MISSING_LIBRARY}, or leave out --video-frames (dataset.video)")
+    if engine is EngineKind.OPENAI and video.passed_as == VIDEO:
+        usage_error(NO_WHOLE_VIDEOS)
 
 
 def require_vllm(models: Iterable[str]) -> None:

@@ -168,7 +168,9 @@ class LocalRun:
         now = time.monotonic()
         loaded = now if self._loaded is None else self._loaded
         seconds, loading = now - self._began, loaded - self._began
-        return Outcome(leader.progress, leader.left_out, seconds, loading, problem)
+        return Outcome(
+            leader.progress, leader.left_out, seconds, loading, problem, leader.videos_left_out
+        )
 
     async def _stop_at_once(
         self,

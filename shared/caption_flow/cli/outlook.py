@@ -14,7 +14,7 @@ class Outlook:
     """What a run would find: images to caption, done ones, and those that have a ``.txt``.
 
     ``shards`` counts those of a dataset that is no folder of images; ``passed_over`` says why some
-    cannot be read, or not wholly.
+    cannot be read, or not wholly. ``videos`` counts those that would be skipped.
     """
 
     wanted: int = 0
@@ -24,6 +24,7 @@ class Outlook:
     first: list[str] = field(default_factory=list)
     shards: int = 0
     passed_over: dict[str, str] = field(default_factory=dict)
+    videos: int = 0
 
     @property
     def total(self) -> int:

@@ -96,6 +96,12 @@ class Plan:
         refuse_unwritable(self.destination, f"--output DIR puts the {texts} elsewhere")
 
 
+def videos_skipped(count: int) -> str:
+    """Return the sentence about videos that nobody asked for."""
+    videos = "1 video" if count == 1 else f"{count:,} videos"
+    return f"{videos} skipped: --video-frames N (dataset.video) captions videos"
+
+
 def note_on_recipe(config: OrchestratorConfig) -> str | None:
     """Return a sentence if a run's folder has rows that another recipe made. Raises `StorageError`.
 

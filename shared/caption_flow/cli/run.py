@@ -12,18 +12,26 @@ import typer
 
 from caption_flow.cli.configuration import WorkersOfRun, load_or_refuse, workers_of_run
 from caption_flow.cli.crew import KEY_VARIABLE
-from caption_flow.cli.engines import EngineKind, check_engine, require_vllm
+from caption_flow.cli.engines import EngineKind, check_engine, check_video, require_vllm
 from caption_flow.cli.failures import usage_error
 from caption_flow.cli.gpus import Shares, choose_gpus
 from caption_flow.cli.logs import configure_logging
 from caption_flow.cli.plan import Plan
 from caption_flow.config.orchestrator import OrchestratorConfig
 from caption_flow.config.vllm import SYNTHETIC_MODEL
+from caption_flow.recipe.video import MOST_FRAMES
 from caption_flow.worker.core.placement import gpus_needed
 
 DEFAULT_MODEL: Final = "Qwen/Qwen2.5-VL-3B-Instruct"
 DEFAULT_PROMPT: Final = "Describe this image in detail."
 DATA_FOLDER: Final = ".caption-flow"
+
+
+class VideoAs(StrEnum):
+    """How the frames of a video are passed to the model."""
+
+    IMAGES = "images"
+    VIDEO = "video"
 
 
 class Existing(StrEnum):
@@ -118,6 +126,24 @@ def run(
         int | None,
         typer.Option(metavar="N", min=1, help="Caption at most this many images of the dataset."),
     ] = None,
+    video_frames: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            min=1,
+            max=MOST_FRAMES,
+            help="Caption videos, too, by so many frames, evenly spaced; without it, they are "
+            "skipped and counted.",
+        ),
+    ] = None,
+    video_as: Annotated[
+        VideoAs | None,
+        typer.Option(
+            metavar="HOW",
+            help="How a video's frames are passed: images, or video for models that take videos. "
+            "[default: images]",
+        ),
+    ] = None,
     dry_run_only: Annotated[
         bool,
         typer.Option("--dry-run", help="Show what would be captioned and asked, then stop."),
@@ -139,6 +165,7 @@ def run(
     - `caption-flow run photos`
     - `caption-flow run photos --prompt "List the objects." --prompt "Name the art style."`
     - `caption-flow run photos --config configs/multi_stage.yaml`
+    - `caption-flow run clips --video-frames 8`
 
     An image that cannot be captioned is a failed row with its reason, and no reason to stop. Exit
     codes: 0 done, or stopped by Ctrl-C; 1 the run failed, or not one image could be captioned;
@@ -149,9 +176,12 @@ def run(
         usage_error("say what to caption: caption-flow run FOLDER (or --config FILE)")
     workers = workers_of_run(config, _engine_flags(engine, base_url, api_key))
     check_engine(workers.config.engine, base_url=base_url, api_key=api_key)
-    loaded = _configuration(path, prompt, model, config, data_dir)
+    loaded = _configuration(
+        path, prompt, model, config, data_dir, _video_flags(video_frames, video_as)
+    )
     as_written = loaded.recipe()
     kind = _engine_kind(workers, loaded)
+    check_video(loaded.dataset.video, kind)
     if kind is EngineKind.SYNTHETIC:
         loaded = _rehearsal(loaded, path if data_dir is None else None)
     recipe = loaded.recipe()
@@ -218,6 +248,7 @@ def _configuration(
     model: str | None,
     config: Path | None,
     data_dir: Path | None,
+    video: Mapping[str, Any],
 ) -> OrchestratorConfig:
     """Build the run's configuration from a file, if any, and what the command line says."""
     overrides: dict[str, Any] = {"host": "127.0.0.1", "port": 0, "ssl": None, "auth": None}
@@ -227,6 +258,7 @@ def _configuration(
         overrides["storage.data_dir"] = str(data_dir or _data_dir_beside(path))
     elif data_dir is not None:
         overrides["storage.data_dir"] = str(data_dir)
+    overrides |= video
     if config is None:
         overrides["vllm.model"] = model or DEFAULT_MODEL
         overrides["vllm.inference_prompts"] = prompts or [DEFAULT_PROMPT]
@@ -266,6 +298,11 @@ def _rehearsal(config: OrchestratorConfig, path: Path | None) -> OrchestratorCon
         elsewhere = beside.with_name(f"{beside.name}.synthetic")
         storage = storage.model_copy(update={"data_dir": elsewhere})
     return config.model_copy(update={"vllm": vllm, "storage": storage})
+
+
+def _video_flags(frames: int | None, passed_as: VideoAs | None) -> dict[str, Any]:
+    flags = {"dataset.video.frames": frames, "dataset.video.passed_as": passed_as}
+    return {key: value for key, value in flags.items() if value is not None}
 
 
 def _engine_flags(

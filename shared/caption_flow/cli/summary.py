@@ -9,11 +9,12 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Final
 
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from caption_flow.cli.folders import for_people
 from caption_flow.cli.passed_over import told
-from caption_flow.cli.plan import Plan
+from caption_flow.cli.plan import Plan, videos_skipped
 from caption_flow.cli.progress_view import duration, rate
 from caption_flow.orchestrator.core.progress import Progress
 from caption_flow.storage.exporter.report import ExportReport
@@ -45,6 +46,7 @@ class Findings:
 class Outcome:
     """How a run ended; ``left_out`` counts images that have a ``.txt`` and are not in the run.
 
+    ``videos_left_out`` counts videos, which are not in it where nobody asked for them.
     ``loading_seconds`` passed before the first image was begun.
     """
 
@@ -53,6 +55,7 @@ class Outcome:
     seconds: float
     loading_seconds: float
     problem: str | None = None
+    videos_left_out: int = 0
 
     @property
     def new(self) -> int:
@@ -68,11 +71,12 @@ class Outcome:
 def look_at_rows(plan: Plan) -> Findings:
     """Go over a run's rows. Raises `StorageError`."""
     findings = Findings()
-    ours = plan.config.recipe().fingerprint
+    recipe = plan.config.recipe()
+    ours = pa.array([recipe.fingerprint, recipe.video_fingerprint])
     columns = ["filename", "url", "item_key", "status", "error", "recipe", "flags"]
     with closing(StorageReader(plan.data_dir)) as reader:
         for batch in reader.batches(None, columns) if reader.columns else ():
-            of_others = pc.sum(pc.not_equal(batch.column("recipe"), ours)).as_py()
+            of_others = pc.sum(pc.invert(pc.is_in(batch.column("recipe"), ours))).as_py()
             findings.of_other_recipes += of_others or 0
             findings.flags.update(count_flags(batch))
             lengths = pc.fill_null(pc.list_value_length(batch.column("flags")), 0)
@@ -92,6 +96,8 @@ def summary(
     """Yield the lines that tell how it went."""
     progress = outcome.progress
     yield _headline(outcome)
+    if outcome.videos_left_out:
+        yield f"  {videos_skipped(outcome.videos_left_out)}"
     if not progress.done and not outcome.left_out:
         yield _line("logs", for_people(plan.data_dir / "logs"))
         return
@@ -179,7 +185,7 @@ def _notes(report: ExportReport | None, findings: Findings) -> Iterator[str]:
     if findings.of_other_recipes:
         yield (
             f"Note: {findings.of_other_recipes:,} of these were asked for with another model, "
-            "other prompts or sampling, and stay so; another --data-dir captions them anew."
+            "other prompts, sampling or frames, and stay so; another --data-dir captions them anew."
         )
     for problem in report.problems if report is not None else ():
         yield f"Note: {for_people(problem)}"

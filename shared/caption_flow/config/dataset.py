@@ -10,10 +10,29 @@ from pydantic import AfterValidator, Field, model_validator
 from pydantic_core import PydanticKnownError
 
 from caption_flow.config.plugins import plugged_in, plugged_in_kinds
-from caption_flow.config.section import INFERRED, FilePath, Section, Text, Texts, unused
+from caption_flow.config.section import (
+    INFERRED,
+    FilePath,
+    Number,
+    Section,
+    Text,
+    Texts,
+    WholeNumber,
+    unused,
+)
+from caption_flow.recipe.video import (
+    DEFAULT_FRAMES,
+    DEFAULT_MAX_BYTES,
+    IMAGES,
+    MOST_FRAMES,
+    Form,
+    Video,
+)
 
 LOCAL: Final = "local_filesystem"
 """The `processor_type` of a folder of images."""
+
+HUB: Final = "huggingface_datasets"
 
 _SOURCE_OF_TYPE: Final[Mapping[str, str]] = {
     "huggingface": "huggingface_datasets",
@@ -42,6 +61,41 @@ def _known(kind: str, ours: Mapping[str, str]) -> str:
 
 DatasetType = Annotated[str, AfterValidator(lambda kind: _known(kind, _SOURCE_OF_TYPE))]
 SourceKind = Annotated[str, AfterValidator(lambda kind: _known(kind, _TYPE_OF_SOURCE))]
+
+
+class VideoConfig(Section):
+    """Videos (`.mp4`, `.m4v`, `.mov`, `.webm`, `.mkv`) in folders and tars, captioned like images.
+
+    Without this section they are left out, and the run says how many there were. Workers need
+    `pip install 'caption-flow[video]'`. Of a video of duration D, the frames shown at
+    D x (2k + 1) / 2N for k = 0 to N - 1 are taken, each once: one that is shorter than N frames, or
+    stands still, gives fewer. A frame has at most 602,112 pixels (768 x 28 x 28), and is upright; a
+    row's `image_width` and `image_height` are the video's own. A sample of a tar that has an image,
+    too, is that image.
+    """
+
+    frames: WholeNumber = Field(
+        default=DEFAULT_FRAMES,
+        ge=1,
+        le=MOST_FRAMES,
+        description="How many frames of a video the model is shown, evenly spaced over it.",
+    )
+    passed_as: Form = Field(
+        default=IMAGES,
+        description="`images`: as so many images, for models that take several; `video`: as one "
+        "video with the times of its frames, for models that take videos, such as Qwen2.5-VL (but "
+        "not with the engine `openai`).",
+    )
+    max_mib: Number = Field(
+        default=DEFAULT_MAX_BYTES // 2**20,
+        gt=0,
+        description="Largest file in MiB; a larger one is a failed row. Workers, and the "
+        "orchestrator for those that it sends files to, hold a few whole files in memory.",
+    )
+
+    def video(self) -> Video:
+        """Return it as recipes have it."""
+        return Video(self.frames, self.passed_as, int(self.max_mib * 2**20))
 
 
 class DatasetConfig(Section):
@@ -113,6 +167,10 @@ class DatasetConfig(Section):
     exclude: Texts = Field(
         default=(), description="Patterns of what is left out, even when `include` matches it."
     )
+    video: VideoConfig | None = Field(
+        default=None,
+        description="Caption videos, too; `video: {}` takes the defaults. Not for hub datasets.",
+    )
     mock_results: bool = Field(
         default=False, description="Another place for `vllm.mock_results`: make texts up."
     )
@@ -140,6 +198,12 @@ class DatasetConfig(Section):
         if raw.get("processor_type") == LOCAL and isinstance(path, str):
             raw["dataset_path"] = _expand_home(path)
         return raw
+
+    @model_validator(mode="after")
+    def _has_videos(self) -> DatasetConfig:
+        if self.video is not None and self.processor_type == HUB:
+            raise ValueError("video is for folders and tars: rows of hub datasets are images")
+        return self
 
 
 def _infer_source(raw: dict[str, Any]) -> None:

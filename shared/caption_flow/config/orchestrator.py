@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -169,7 +170,9 @@ class OrchestratorConfig(Section):
         Raises:
             RecipeError: a prompt names a column the dataset does not have.
         """
-        return self.vllm.recipe(mock_results=self.mock_results, dataset_columns=dataset_columns)
+        recipe = self.vllm.recipe(mock_results=self.mock_results, dataset_columns=dataset_columns)
+        video = self.dataset.video
+        return recipe if video is None else replace(recipe, video=video.video())
 
     def problems(self) -> Iterator[tuple[KeyPath, str]]:
         """Yield what no single key is to blame for, by key path; the recipe's are apart."""

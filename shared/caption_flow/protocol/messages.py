@@ -71,12 +71,22 @@ class StageSpec(msgspec.Struct, frozen=True, omit_defaults=True):
     quality: QualitySpec | None = None
 
 
+class VideoSpec(msgspec.Struct, frozen=True):
+    """How videos are shown to the models (see `caption_flow.recipe.video.Video`)."""
+
+    frames: Annotated[int, msgspec.Meta(ge=1, le=1024)]
+    passed_as: Literal["images", "video"]
+    max_bytes: Index
+
+
 class RecipeSpec(msgspec.Struct, frozen=True, omit_defaults=True):
     """The ordered stages of a run, and the fingerprint written into each row."""
 
     stages: tuple[StageSpec, ...]
     fingerprint: str
     mock_results: bool = False
+    video: VideoSpec | None = None
+    """How videos are shown; None where they are not captioned."""
 
 
 class Limits(msgspec.Struct, frozen=True):
@@ -99,6 +109,7 @@ class ItemDescription(msgspec.Struct, frozen=True, array_like=True):
     columns: dict[str, Any] | None = None
     earlier: dict[str, dict[str, tuple[str, ...]]] | None = None
     """What the stages before the lease's gave, by stage and output field."""
+    is_video: bool = False
 
 
 class GrantedLease(msgspec.Struct, frozen=True):

@@ -48,6 +48,11 @@ def recipe_fingerprint(stages: Iterable[str]) -> str:
     return _digest({"stages": list(stages)})
 
 
+def video_fingerprint(recipe: str, frames: int, passed_as: str) -> str:
+    """Return a recipe's fingerprint for videos, which other frames give other captions."""
+    return _digest({"recipe": recipe, "frames": frames, "passed_as": passed_as})
+
+
 def _digest(value: Any) -> str:
     canonical = json.dumps(_canonical(value), sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()[:FINGERPRINT_CHARS]

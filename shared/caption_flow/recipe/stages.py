@@ -12,7 +12,11 @@ from collections.abc import Set as AbstractSet
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final
 
-from caption_flow.recipe.fingerprint import recipe_fingerprint, stage_fingerprint
+from caption_flow.recipe.fingerprint import (
+    recipe_fingerprint,
+    stage_fingerprint,
+    video_fingerprint,
+)
 from caption_flow.recipe.order import find_cycles, stable_order, upstream_of
 from caption_flow.recipe.quality import Quality
 from caption_flow.recipe.references import Names, Reference, resolve
@@ -26,6 +30,7 @@ from caption_flow.recipe.template import (
     Template,
     parse_template,
 )
+from caption_flow.recipe.video import Video
 
 DEFAULT_OUTPUT_FIELD: Final = "captions"
 DEFAULT_STAGE_NAME: Final = "default"
@@ -152,6 +157,15 @@ class Recipe:
     dependencies: Mapping[str, tuple[str, ...]]
     upstream: Mapping[str, tuple[str, ...]]
     templates: Mapping[str, tuple[Template, ...]] = field(repr=False)
+    video: Video | None = None
+    """How videos are shown to the models; None where they are not captioned."""
+
+    @property
+    def video_fingerprint(self) -> str:
+        """The fingerprint in the rows of videos: images don't change with the number of frames."""
+        if self.video is None:
+            return self.fingerprint
+        return video_fingerprint(self.fingerprint, self.video.frames, self.video.passed_as)
 
     @property
     def optional_fields(self) -> frozenset[str]:

@@ -4,10 +4,17 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from caption_flow.protocol.messages import QualitySpec, RecipeSpec, StageSpec, StructureSpec
+from caption_flow.protocol.messages import (
+    QualitySpec,
+    RecipeSpec,
+    StageSpec,
+    StructureSpec,
+    VideoSpec,
+)
 from caption_flow.recipe.quality import Quality, Retry
 from caption_flow.recipe.stages import Recipe, Stage, rebuild_recipe
 from caption_flow.recipe.structure import Structure
+from caption_flow.recipe.video import Video
 
 
 def to_spec(recipe: Recipe, mock_results: bool) -> RecipeSpec:
@@ -30,7 +37,7 @@ def to_spec(recipe: Recipe, mock_results: bool) -> RecipeSpec:
         )
         for stage in recipe.stages
     )
-    return RecipeSpec(stages, recipe.fingerprint, mock_results)
+    return RecipeSpec(stages, recipe.fingerprint, mock_results, _video_spec(recipe.video))
 
 
 def from_spec(spec: RecipeSpec) -> Recipe:
@@ -55,7 +62,15 @@ def from_spec(spec: RecipeSpec) -> Recipe:
         )
         for stage in spec.stages
     ]
-    return replace(rebuild_recipe(stages), fingerprint=spec.fingerprint)
+    return replace(rebuild_recipe(stages), fingerprint=spec.fingerprint, video=_video(spec.video))
+
+
+def _video_spec(video: Video | None) -> VideoSpec | None:
+    return None if video is None else VideoSpec(video.frames, video.passed_as, video.max_bytes)
+
+
+def _video(spec: VideoSpec | None) -> Video | None:
+    return None if spec is None else Video(spec.frames, spec.passed_as, spec.max_bytes)
 
 
 def _structure_spec(structure: Structure | None) -> StructureSpec | None:

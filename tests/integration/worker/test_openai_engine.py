@@ -6,6 +6,7 @@ import asyncio
 import json
 import socket
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from pathlib import Path
@@ -17,10 +18,12 @@ from aiohttp import web
 from PIL import Image
 
 from caption_flow.config.secret import Secret
+from caption_flow.recipe.video import Video
 from caption_flow.worker.engines.base import (
     EngineDied,
     EngineUnavailable,
     PreparedImage,
+    PreparedVideo,
     Request,
     RequestRefused,
 )
@@ -712,3 +715,19 @@ async def test_a_key_that_cannot_be_had_is_told(key: Secret, told: str) -> None:
     engine = OpenAIEngine("m", {"base_url": "http://127.0.0.1:1/v1", "api_key": key})
     with pytest.raises(EngineUnavailable, match=told):
         await engine.start()
+
+
+async def test_the_frames_of_a_video_are_so_many_pictures_before_the_text(
+    server: ScriptedServer, engines: Callable[..., OpenAIEngine]
+) -> None:
+    engine = engines(server, image_format="png")
+    engine.expect([{}], Video(4))
+    await engine.start()
+    assert [len(asked.shown) for asked in server.asked] == [1, 4], "greeted with both"
+    server.asked.clear()
+    pictures = tuple(replace(picture(name), content_hash=f"video:{name}") for name in SCENES)
+    video = PreparedVideo(pictures, "video", "images", (0.0, 1.0, 2.0, 3.0), 4.0, 4)
+    await engine.generate(Request("1", PROMPT, video, {}))
+    (asked,) = server.asked
+    for shown, frame in zip(asked.shown, pictures, strict=True):
+        assert shown.tobytes() == frame.pixels.tobytes()

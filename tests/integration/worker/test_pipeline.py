@@ -17,6 +17,7 @@ from caption_flow.protocol.rows import CAPTIONED, PARTIAL, Row, StageStats
 from caption_flow.recipe.quality import Quality, Retry
 from caption_flow.recipe.stages import Stage, build_recipe
 from caption_flow.recipe.structure import Structure
+from caption_flow.recipe.video import Video
 from caption_flow.worker.core.leases import Job
 from caption_flow.worker.core.placement import Placement
 from caption_flow.worker.core.starvation import Cause
@@ -207,7 +208,7 @@ async def test_prompts_of_one_stage_are_asked_together_and_answered_in_order() -
     engine = ScriptedEngine(width=4)
     async with bench(stages, [0], engine) as it:
         await engine.has("a item 0", "b item 0", "c item 0")
-        assert len({id(request.image) for request in engine.seen}) == 1, "one picture for all"
+        assert len({id(request.subject) for request in engine.seen}) == 1, "one picture for all"
         for prompt in ("c item 0", "a item 0", "b item 0"):
             engine.answer(prompt, f" {prompt[0].upper()}\n")
 
@@ -295,7 +296,8 @@ async def test_pictures_of_finished_items_are_not_kept() -> None:
     pictures: list[weakref.ref[Any]] = []
 
     class Watched(ScriptedLoader):
-        async def load(self, job: Job) -> LoadedImage:
+        async def load(self, job: Job, video: Video | None) -> LoadedImage:
+            del video
             loaded = loaded_image(job.item.index)
             pictures.append(weakref.ref(loaded.image.pixels))
             return loaded

@@ -16,6 +16,7 @@ from caption_flow.protocol.messages import LeaseId
 from caption_flow.protocol.rows import CAPTIONED, PARTIAL
 from caption_flow.recipe.serving import served
 from caption_flow.recipe.stages import Stage, build_recipe
+from caption_flow.recipe.video import Video
 from caption_flow.worker.core.leases import Job
 from caption_flow.worker.core.placement import place
 from caption_flow.worker.core.slabs import Slab
@@ -228,7 +229,8 @@ async def test_pictures_are_not_kept_while_items_wait_for_another_model() -> Non
     pictures: list[weakref.ref[Any]] = []
 
     class Watched(ScriptedLoader):
-        async def load(self, job: Job) -> LoadedImage:
+        async def load(self, job: Job, video: Video | None) -> LoadedImage:
+            del video
             loaded = loaded_image(job.item.index)
             pictures.append(weakref.ref(loaded.image.pixels))
             return loaded
@@ -247,8 +249,8 @@ async def test_pictures_are_not_kept_while_items_wait_for_another_model() -> Non
 
 async def test_an_image_that_changes_between_its_stages_is_a_failure_that_says_so() -> None:
     class Changing(ScriptedLoader):
-        async def load(self, job: Job) -> LoadedImage:
-            loaded = await super().load(job)
+        async def load(self, job: Job, video: Video | None) -> LoadedImage:
+            loaded = await super().load(job, video)
             if self.asked.count(0) == 2:
                 other = PreparedImage(loaded.image.pixels, content_hash="f" * 32)
                 return LoadedImage(other, width=8, height=6, format="PNG", file_size=1)

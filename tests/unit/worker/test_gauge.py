@@ -107,7 +107,7 @@ async def test_the_loader_says_whether_it_fetches_or_decodes() -> None:
     activity = Activity()
     loader = ImageLoader(fetch, threads=1, activity=activity)
     with pytest.raises(Exception, match="not a picture"):
-        await loader.load(Job(LeaseId(1), ItemDescription(0), "r"))
+        await loader.load(Job(LeaseId(1), ItemDescription(0), "r"), None)
     await loader.close()
     assert seen == [(1, 0)]
     assert (activity.fetching, activity.decoding) == (0, 0)

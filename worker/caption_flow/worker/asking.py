@@ -1,4 +1,4 @@
-"""One prompt about one picture, asked until the answer is good enough.
+"""One prompt about one picture or video, asked until the answer is good enough.
 
 A flagged answer is asked for again as often as the stage's quality says, with other sampling; of
 all attempts the one with the fewest flags is kept, the earlier of equals.
@@ -14,20 +14,20 @@ from typing import Any
 from caption_flow.recipe.stages import Stage
 from caption_flow.worker.core.judgement import Judge
 from caption_flow.worker.draft import Answer
-from caption_flow.worker.engines.base import PreparedImage, Request
+from caption_flow.worker.engines.base import Request, Subject
 from caption_flow.worker.supervision import Rider, SupervisedEngine
 
 
 @dataclass(frozen=True, slots=True)
 class Asking:
-    """Asks a stage's prompts about a picture; ``names`` gives each request its own.
+    """Asks a stage's prompts about a picture or video; ``names`` gives each request its own.
 
     ``rendering`` is for the engine: see `Request`.
     """
 
     engine: SupervisedEngine
     stage: Stage
-    image: PreparedImage
+    subject: Subject
     judge: Judge
     names: Iterator[str]
     rendering: Callable[[], AbstractContextManager[None]]
@@ -52,14 +52,14 @@ class Asking:
         return Answer(best.completion, best.flags, tokens_in, tokens_out)
 
     async def _attempt(self, prompt: str, sampling: Mapping[str, Any], rider: Rider) -> Answer:
-        request = Request(next(self.names), prompt, self.image, sampling, self.rendering)
+        request = Request(next(self.names), prompt, self.subject, sampling, self.rendering)
         completion = await self.engine.ask(request, rider)
         structure = self.stage.structure
         flags = self.judge.flags(
             completion.text,
             completion.finish_reason,
             stage=self.stage.name,
-            image=self.image.content_hash,
+            image=self.subject.content_hash,
             is_free=structure is None or structure.json_schema is not None,
         )
         return Answer(completion, flags & set(self.stage.quality.flags))

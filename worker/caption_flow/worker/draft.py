@@ -13,7 +13,7 @@ from caption_flow.recipe.stages import Recipe, Stage
 from caption_flow.recipe.structure import StructureBroken
 from caption_flow.recipe.template import Outputs
 from caption_flow.worker.engines.base import Completion
-from caption_flow.worker.images.load import LoadedImage
+from caption_flow.worker.images.video import Loaded, LoadedVideo
 
 EMPTY_CAPTION: Final = "empty_caption"
 INVALID_JSON: Final = "invalid_json"
@@ -70,6 +70,7 @@ class Draft:
     format: str | None = None
     file_size: int | None = None
     content_hash: str | None = None
+    is_video: bool = False
     scaled_to: tuple[int, int] | None = None
     flags: set[str] = field(default_factory=set)
 
@@ -86,17 +87,18 @@ class Draft:
         """What the stages gave here."""
         return self.outputs.only(self.outputs.by_stage.keys() - self.earlier.keys())
 
-    def note_image(self, loaded: LoadedImage) -> None:
-        """Note the picture's facts, not the picture.
+    def note_image(self, loaded: Loaded) -> None:
+        """Note the facts of the picture or video, not its pixels.
 
         Raises:
             ItemError: an earlier stage saw another picture.
 
         """
-        if self.content_hash not in {None, loaded.image.content_hash}:
-            raise ItemError(IMAGE_CHANGED, "the image was changed between two of its stages")
+        if self.content_hash not in {None, loaded.content_hash}:
+            raise ItemError(IMAGE_CHANGED, "the file was changed between two of its stages")
         self.width, self.height, self.format = loaded.width, loaded.height, loaded.format
         self.file_size, self.content_hash = loaded.file_size, loaded.content_hash
+        self.is_video = isinstance(loaded, LoadedVideo)
 
     def add(self, stage: Stage, answers: Sequence[Answer], *, model: str, seconds: float) -> None:
         """Add what a stage gave; ``answers`` are in the order of its prompts.
@@ -168,7 +170,7 @@ class Draft:
             content_hash=self.content_hash,
             stage_stats=tuple(self.stats),
             models=tuple(self.models),
-            recipe=self.recipe.fingerprint,
+            recipe=self.recipe.video_fingerprint if self.is_video else self.recipe.fingerprint,
             image_scaled_to=None if self.scaled_to is None else "{}x{}".format(*self.scaled_to),
             flags=tuple(flag for flag in FLAGS if flag in self.flags),
         )

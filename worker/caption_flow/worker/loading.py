@@ -1,4 +1,4 @@
-"""From an item to its decoded picture: bytes by the shortest way, decoding off the event loop.
+"""From an item to its picture or frames: bytes by the shortest way, decoded off the event loop.
 
 A file is read here only if it is the one the orchestrator listed (size and time of change agree),
 and what lies elsewhere where it lies; what this machine cannot read is asked of the orchestrator,
@@ -13,6 +13,7 @@ import threading
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Final, Literal, Protocol, TypeVar
 
 import structlog
@@ -20,14 +21,26 @@ import structlog
 from caption_flow.places.base import NotHereError, PlaceError
 from caption_flow.places.files import read_file
 from caption_flow.places.reader import PlaceReader
-from caption_flow.protocol.places import CellPlace, FilePlace, Place
+from caption_flow.protocol.places import CellPlace, FilePlace, ObjectPlace, Place
+from caption_flow.recipe.video import Video
 from caption_flow.worker.core.leases import Job
-from caption_flow.worker.images.load import ImageError, LoadedImage, prepare
+from caption_flow.worker.images.load import ImageError, prepare
+from caption_flow.worker.images.video import (
+    NOT_ASKED_FOR,
+    TOO_LARGE,
+    Loaded,
+    prepare_video,
+)
 
 log = structlog.get_logger()
 
 T = TypeVar("T")
 U = TypeVar("U")
+
+Decode = Callable[[bytes], Loaded]
+
+_VIDEOS_AT_ONCE: Final = 4
+"""Video files that are in memory, or on their way here, at a time: each may be a large one."""
 
 Way = Literal["here", "there", "served"]
 """How an item's bytes came: from this machine's files, from where the dataset lies, or sent."""
@@ -48,8 +61,8 @@ FetchBytes = Callable[[Job], Awaitable[bytes]]
 class Loader(Protocol):
     """Where the pipeline gets pictures from."""
 
-    async def load(self, job: Job) -> LoadedImage:
-        """Return the item's picture. Raises `ImageError`."""
+    async def load(self, job: Job, video: Video | None) -> Loaded:
+        """Return the item's picture or, shown as ``video`` says, frames. Raises `ImageError`."""
         ...
 
 
@@ -102,33 +115,47 @@ class ImageLoader:
         self._told: set[str] = set()
         self.ways: Counter[Way] = Counter()
         """How many items' bytes came which way."""
+        self._videos = asyncio.Semaphore(min(threads, _VIDEOS_AT_ONCE))
 
-    async def load(self, job: Job) -> LoadedImage:
-        """Return the item's picture. Raises `ImageError`."""
+    async def load(self, job: Job, video: Video | None) -> Loaded:
+        """See `Loader.load`."""
+        if not job.item.is_video:
+            return await self._load(job, prepare)
+        if video is None:
+            raise ImageError(
+                NOT_ASKED_FOR,
+                "the file is a video: --video-frames N (dataset.video) captions videos",
+            )
+        _check_size(job.item.place, video)
+        async with self._videos:
+            return await self._load(job, partial(_prepare_video, video=video))
+
+    async def _load(self, job: Job, decode: Decode) -> Loaded:
         place = job.item.place
         if isinstance(place, FilePlace):
             # Read and decoded in one go: most datasets lie on a disk that the worker sees.
-            loaded = await self._run(self._load_here, place)
+            loaded = await self._run(self._load_here, place, decode)
             if loaded is not None:
                 return loaded
         elif place is not None:
             data = await self._read_there(place)
             if data is not None:
-                return await self._run(self._decode, data)
+                return await self._run(self._decode, data, decode)
         with self._activity.at("fetch"):
             payload = await self._fetch(job)
         self.ways[SERVED] += 1
-        return await self._run(self._decode, payload)
+        return await self._run(self._decode, payload, decode)
 
     async def close(self) -> None:
         """Stop the threads; what they are at is finished, nothing more is begun."""
         self._pool.shutdown(wait=False, cancel_futures=True)
         await self._places.close()
 
-    async def _run(self, work: Callable[[T], U], argument: T) -> U:
-        return await asyncio.get_running_loop().run_in_executor(self._pool, work, argument)
+    async def _run(self, work: Callable[[T, Decode], U], argument: T, decode: Decode) -> U:
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._pool, work, argument, decode)
 
-    def _load_here(self, place: FilePlace) -> LoadedImage | None:
+    def _load_here(self, place: FilePlace, decode: Decode) -> Loaded | None:
         try:
             with self._activity.at("fetch"):
                 data = read_file(place)
@@ -136,7 +163,7 @@ class ImageLoader:
             self._tell_once("the dataset's files are not on this machine", error)
             return None
         self.ways[HERE] += 1
-        return self._decode(data)
+        return self._decode(data, decode)
 
     async def _read_there(self, place: Place) -> bytes | None:
         try:
@@ -156,9 +183,30 @@ class ImageLoader:
             self._told.add(what)
             log.info(f"{what}: the orchestrator is asked for its bytes", reason=str(error))  # noqa: G004
 
-    def _decode(self, data: bytes) -> LoadedImage:
+    def _decode(self, data: bytes, decode: Decode) -> Loaded:
         with self._activity.at("decode"):
-            return prepare(data)
+            return decode(data)
+
+
+def _prepare_video(data: bytes, *, video: Video) -> Loaded:
+    _check_bytes(len(data), video)
+    return prepare_video(data, video)
+
+
+def _check_size(place: Place | None, video: Video) -> None:
+    """Refuse a file that is known to be too large before any of it is read or sent."""
+    if isinstance(place, FilePlace | ObjectPlace):
+        size = place.size if place.length is None else place.length
+        _check_bytes(0 if size is None else size, video)
+
+
+def _check_bytes(size: int, video: Video) -> None:
+    if size > video.max_bytes:
+        raise ImageError(
+            TOO_LARGE,
+            f"the video has {size:,} bytes; the limit is {video.max_bytes:,} "
+            "(dataset.video.max_mib)",
+        )
 
 
 def ways_taken(ways: Mapping[Way, int]) -> str:

@@ -40,8 +40,8 @@ from caption_flow.worker.engines.base import (
     EngineDied,
     EngineError,
     EngineUnavailable,
-    PreparedImage,
     RequestRefused,
+    Subject,
 )
 from caption_flow.worker.garage import Garage, Visits
 from caption_flow.worker.gate import Seat
@@ -511,13 +511,13 @@ class Pipeline:
         """Take an item through all stages that the loaded engines run; None if some are left."""
         draft = carried.draft
         try:
-            loaded = await self._loader.load(carried.job)
+            loaded = await self._loader.load(carried.job, carried.recipe.video)
             draft.note_image(loaded)
-            pixels = loaded.image.pixels
-            carried.size_bytes = pixels.width * pixels.height * 3
+            pictures = [picture.pixels for picture in loaded.subject.pictures]
+            carried.size_bytes = sum(3 * pixels.width * pixels.height for pixels in pictures)
             self._look_ahead.measure(carried.age, carried.size_bytes)
             for position in carried.course.visit(carried.done, self._garage.loaded):
-                await self._run_stage(carried, carried.stages[position], loaded.image)
+                await self._run_stage(carried, carried.stages[position], loaded.subject)
                 carried.done |= {position}
         except (ImageError, ItemError) as error:
             return draft.failed(error.kind, str(error))
@@ -525,7 +525,7 @@ class Pipeline:
             return None
         return draft.captioned() if carried.way.is_last else draft.partial()
 
-    async def _run_stage(self, carried: _Carried, stage: Stage, image: PreparedImage) -> None:
+    async def _run_stage(self, carried: _Carried, stage: Stage, subject: Subject) -> None:
         draft, engine = carried.draft, self._engines[stage.model]
         prompts = carried.recipe.render(stage.name, draft.outputs, carried.job.item.columns or {})
         loop = asyncio.get_running_loop()
@@ -537,7 +537,7 @@ class Pipeline:
             await self._enter_engine(carried, engine, slots)
             began = loop.time()
             try:
-                await self._ask(carried, stage, image, prompts, answers)
+                await self._ask(carried, stage, subject, prompts, answers)
             except RequestRefused as error:
                 raise ItemError(error.kind, f"stage '{stage.name}': {error}") from error
             except EngineDied:
@@ -561,7 +561,7 @@ class Pipeline:
         self,
         carried: _Carried,
         stage: Stage,
-        image: PreparedImage,
+        subject: Subject,
         prompts: tuple[str, ...],
         answers: dict[int, Answer],
     ) -> None:
@@ -577,7 +577,7 @@ class Pipeline:
         engine = self._engines[stage.model]
         rendering = partial(self.gauge.rendering, engine)
         names = self._names(carried)
-        asking = Asking(engine, stage, image, self._judge, names, rendering)
+        asking = Asking(engine, stage, subject, self._judge, names, rendering)
 
         async def ask(number: int) -> None:
             answer = answers[number] = await asking.answer(prompts[number], carried)

@@ -70,6 +70,7 @@ from caption_flow.worker.core.slabs import SPOKEN, Slab
 from caption_flow.worker.draft import size_of
 from caption_flow.worker.engines.base import Engine, EngineError
 from caption_flow.worker.garage import Garage
+from caption_flow.worker.images.library import MISSING_LIBRARY, can_decode_videos
 from caption_flow.worker.images.load import ImageError
 from caption_flow.worker.loading import Activity, ImageLoader, ways_taken
 from caption_flow.worker.pipeline import (
@@ -141,6 +142,8 @@ class Runtime:
         self._made: dict[str, Mapping[str, Any]] = {}
         """The engine options with which the engines in the garage were made."""
         self._recipes: dict[str, Recipe] = {}
+        self._recipe_of: dict[str, Recipe] = {}
+        """By the fingerprints in rows: those of videos have one of their own."""
         self._newest: Recipe | None = None
         self._pipeline: Pipeline | None = None
         self._loading: asyncio.Task[None] | None = None
@@ -326,7 +329,7 @@ class Runtime:
     def _encode(self, batch: Batch[Row]) -> Results:
         # The rows of one lease are all of one recipe: the one it was granted under. Those that
         # are not final have come the same way.
-        recipe = self._recipes[batch.rows[0].recipe or ""]
+        recipe = self._recipe_of[batch.rows[0].recipe or ""]
         columns = recipe.output_fields if batch.reached is None else tuple(batch.rows[0].outputs)
         rows = encode_rows(batch.rows, columns)
         return Results(batch.seq, batch.lease, batch.items, rows, batch.reached)
@@ -368,12 +371,16 @@ class Runtime:
         except RecipeError as error:
             self._post(RecipeUnusable(f"the orchestrator's recipe cannot be run: {error}"))
             return
+        if recipe.video is not None and not can_decode_videos():
+            self._post(RecipeUnusable(f"the run captions videos, too, and {MISSING_LIBRARY}"))
+            return
         problem = unknown_stage(recipe, self._stages)
         if problem is not None:
             self._post(RecipeUnusable(f"--stages (worker.stages): {problem}"))
             return
         options = engine_options(served(recipe, self._stages))
         self._recipes[recipe.fingerprint] = recipe
+        self._recipe_of |= {recipe.fingerprint: recipe, recipe.video_fingerprint: recipe}
         if self._loading is None:
             if self._tasks is None:
                 raise RuntimeError("a recipe came before `run`")
@@ -471,7 +478,8 @@ class Runtime:
             stall_seconds=capacity.engine_stall_seconds,
         )
         engine.expect(
-            [s for stage in recipe.stages if stage.model == model for s in stage.samplings()]
+            [s for stage in recipe.stages if stage.model == model for s in stage.samplings()],
+            recipe.video,
         )
         return engine
 

@@ -15,6 +15,7 @@ from typing import Any, Final, Protocol
 import structlog
 from PIL import Image
 
+from caption_flow.recipe.video import Video
 from caption_flow.worker.core.silence import Silence
 from caption_flow.worker.engines.base import (
     Completion,
@@ -103,9 +104,9 @@ class SupervisedEngine:
         """Whether requests are answered now: it is neither being started nor gone."""
         return self._up.is_set() and self._gone is None
 
-    def expect(self, samplings: Sequence[Mapping[str, Any]]) -> None:
+    def expect(self, samplings: Sequence[Mapping[str, Any]], video: Video | None = None) -> None:
         """See `Engine.expect`."""
-        self._engine.expect(samplings)
+        self._engine.expect(samplings, video)
 
     async def start(self) -> None:
         """Load the model, for the first time or again after `stop`. Raises `EngineUnavailable`.

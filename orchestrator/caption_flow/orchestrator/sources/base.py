@@ -84,6 +84,7 @@ class Item:
     columns: Mapping[str, Any] | None = None
     reason: str = ""
     kind: str = MISSING
+    is_video: bool = False
 
 
 class ShardError(Exception):
@@ -127,6 +128,9 @@ class Source(ABC):
 
     left_out: int = 0
     """Items passed over so far because the caller asked for it; they are not in the run."""
+
+    videos_left_out: int = 0
+    """Videos passed over so far because nobody asked for them; they are not in the run."""
 
     @classmethod
     @abstractmethod

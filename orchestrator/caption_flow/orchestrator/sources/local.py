@@ -1,4 +1,7 @@
-"""`local_filesystem`: a folder of images. One shard, `default`, in which a file keeps its index."""
+"""`local_filesystem`: a folder of images, and of videos where they are asked for.
+
+It has one shard, `default`, in which a file keeps its index.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +34,13 @@ from caption_flow.orchestrator.sources.local_columns import (
     take,
 )
 from caption_flow.orchestrator.sources.metadata import was_made_for
-from caption_flow.orchestrator.sources.scan import FoundFile, ScanOptions, holds_image, scan
+from caption_flow.orchestrator.sources.scan import (
+    FoundFile,
+    ScanOptions,
+    holds_item,
+    is_video,
+    scan,
+)
 from caption_flow.orchestrator.sources.sidecars import Sidecars
 from caption_flow.protocol.identity import content_hash
 from caption_flow.protocol.places import FilePlace
@@ -62,7 +71,8 @@ class LocalSource(Source):
     @classmethod
     def check(cls, dataset: DatasetConfig) -> None:
         """See the port."""
-        check_folder(Path(dataset.dataset_path), scan_options(dataset))
+        videos = dataset.video is not None
+        check_folder(Path(dataset.dataset_path), scan_options(dataset), videos=videos)
 
     @classmethod
     def open(cls, dataset: DatasetConfig, folder: RunFolder) -> Self:
@@ -72,7 +82,7 @@ class LocalSource(Source):
         if known is not None and known.count and not was_made_for(folder.data_dir, folder.columns):
             # Prompts have changed. What is listed is handed out at once, so that it is looked at
             # now; a new run's `listing` does it on the way.
-            check_columns(root, options, folder.columns)
+            check_columns(root, options, folder.columns, videos=dataset.video is not None)
         return cls(
             root,
             options,
@@ -83,6 +93,7 @@ class LocalSource(Source):
             skip=folder.skip,
             sidecars=sidecars_for(root, folder.columns, folder.data_dir),
             data_dir=folder.data_dir,
+            videos=dataset.video is not None,
         )
 
     @classmethod
@@ -108,6 +119,7 @@ class LocalSource(Source):
         skip: Callable[[bytes], bool] | None = None,
         sidecars: Sidecars | None = None,
         data_dir: Path | None = None,
+        videos: bool = False,
     ) -> None:
         self._root = root.absolute()
         self._options = options
@@ -118,7 +130,9 @@ class LocalSource(Source):
         self._skip = skip
         self._sidecars = sidecars
         self._data_dir = data_dir
+        self._videos = videos
         self.left_out = 0
+        self.videos_left_out = 0
 
     async def listing(self) -> AsyncIterator[Finding]:
         """Walk the folder: new files join the catalog, changed ones are told apart by content.
@@ -134,7 +148,14 @@ class LocalSource(Source):
         while self._limit is None or self._listed < self._limit:
             found = await asyncio.to_thread(take, files, size, self._sidecars)
             if is_new and size == _FIRST_BATCH and self._sidecars is not None:
-                await asyncio.to_thread(refuse_missing, self._sidecars, found, files, self._skip)
+                await asyncio.to_thread(
+                    refuse_missing,
+                    self._sidecars,
+                    found,
+                    files,
+                    videos=self._videos,
+                    skip=self._skip,
+                )
             if not found:
                 await asyncio.to_thread(self._look_for_metadata_without_image)
                 yield await asyncio.to_thread(self._vanished, seen)
@@ -164,8 +185,13 @@ class LocalSource(Source):
         return next(map(self._item, self._catalog.entries(shard, [item])), None)
 
     def _item(self, entry: CatalogEntry) -> Item:
-        place = self._place_of(entry)
-        return Item(entry.index, place, path=entry.path, columns=entry.columns)
+        return Item(
+            entry.index,
+            self._place_of(entry),
+            path=entry.path,
+            columns=entry.columns,
+            is_video=is_video(entry.path or b""),
+        )
 
     def _with_columns(
         self, entry: CatalogEntry, sidecars: Sidecars, earlier: Exported | None
@@ -177,6 +203,10 @@ class LocalSource(Source):
             return entry
         columns = sidecars.columns_of(entry.path, entry.columns, is_ours)
         return replace(entry, columns=columns)
+
+    def _counts(self, file: FoundFile) -> bool:
+        """Whether it is an image, or a video where they are asked for."""
+        return self._videos or not file.is_video
 
     def _look_for_metadata_without_image(self) -> None:
         """Log how many of the images that metadata names are not in the run; blocking.
@@ -220,8 +250,11 @@ class LocalSource(Source):
                 index, size, mtime_ns = entry
                 if index < len(seen):
                     seen[index] = 1
-                if (size, mtime_ns) != (file.size, file.mtime_ns):
+                is_touched = (size, mtime_ns) != (file.size, file.mtime_ns)
+                if is_touched and self._counts(file):
                     news.touched.append(CatalogEntry(index, file.path, file.size, file.mtime_ns))
+            elif not self._counts(file):
+                self.videos_left_out += 1
             elif self._skip is not None and self._skip(file.path):
                 self.left_out += 1
             elif self._limit is None or self._listed + len(news.fresh) < self._limit:
@@ -273,15 +306,15 @@ def scan_options(dataset: DatasetConfig) -> ScanOptions:
     )
 
 
-def check_folder(root: Path, options: ScanOptions) -> None:
-    """Raise `SourceError` unless there is an image to caption below ``root``."""
+def check_folder(root: Path, options: ScanOptions, *, videos: bool) -> None:
+    """Raise `SourceError` unless there is an image, or a video if wanted, below ``root``."""
     if not root.exists():
         raise SourceError(f"there is no folder {root}{_nearest(root)}")
     if not root.is_dir():
         raise SourceError(f"{root} is a file, not a folder of images")
     if not os.access(root, os.R_OK | os.X_OK):
         raise SourceError(f"the folder {root} cannot be read: permission denied")
-    if not holds_image(str(root), options):
+    if not holds_item(str(root), options, videos=videos):
         raise SourceError(_nothing_in(root, options))
 
 
@@ -315,7 +348,7 @@ def _size_of(path: Path) -> int | None:
 
 
 def first_files(root: Path, options: ScanOptions) -> Iterator[FoundFile]:
-    """Yield the images of a folder in the order they would be captioned."""
+    """Yield the images and videos of a folder in the order they would be captioned."""
     return scan(str(root.absolute()), options)
 
 
@@ -337,6 +370,8 @@ def _nothing_in(root: Path, options: ScanOptions) -> str:
         hints.append("links are left out (follow_symlinks: false)")
     if options.include or options.exclude:
         hints.append("patterns leave files out (include, exclude)")
+    if holds_item(str(root), options, videos=True):
+        hints.append("videos are left out (--video-frames N, dataset.video, captions them)")
     hint = f"; {' and '.join(hints)}" if hints else ""
     return f"there is no image in {root} or below it{hint}"
 

@@ -42,33 +42,46 @@ def take(files: Iterator[FoundFile], count: int, sidecars: Sidecars | None) -> l
 
 
 def check_columns(
-    root: Path, options: ScanOptions, columns: Sequence[str], skip: Skip | None = None
+    root: Path,
+    options: ScanOptions,
+    columns: Sequence[str],
+    *,
+    videos: bool,
+    skip: Skip | None = None,
 ) -> None:
-    """Raise `SourceError` if none of a folder's first images has a column; leaves nothing."""
+    """Raise `SourceError` if none of a folder's first images has a column; leaves nothing.
+
+    Where ``videos`` are captioned, they count like images.
+    """
     with TemporaryDirectory(prefix="caption-flow-") as nowhere:
         sidecars = sidecars_for(root, columns, Path(nowhere))
         if sidecars is None:
             return
         with closing(sidecars):
             files = scan(str(root.absolute()), options)
-            refuse_missing(sidecars, take(files, _FIRST, sidecars), files, skip)
+            refuse_missing(sidecars, take(files, _FIRST, sidecars), files, videos=videos, skip=skip)
 
 
 def refuse_missing(
-    sidecars: Sidecars, found: list[FoundFile], files: Iterator[FoundFile], skip: Skip | None
+    sidecars: Sidecars,
+    found: list[FoundFile],
+    files: Iterator[FoundFile],
+    *,
+    videos: bool,
+    skip: Skip | None,
 ) -> None:
     """Raise `SourceError` if none of the first images has a column; ``found`` may grow."""
-    missing, there = sidecars.missing(_unskipped(found, skip))
+    missing, there = sidecars.missing(_unskipped(found, videos=videos, skip=skip))
     if missing:  # the first folder may be an exception
         found += take(files, _MORE, sidecars)
-        missing, there = sidecars.missing(_unskipped(found, skip))
-    if found and missing:
+        missing, there = sidecars.missing(_unskipped(found, videos=videos, skip=skip))
+    if missing and any(videos or not file.is_video for file in found):
         raise SourceError(_about(sidecars, missing, there, looked_at=len(found), skip=skip))
 
 
-def _unskipped(found: Sequence[FoundFile], skip: Skip | None) -> Iterator[bytes]:
+def _unskipped(found: Sequence[FoundFile], *, videos: bool, skip: Skip | None) -> Iterator[bytes]:
     for file in found:
-        if skip is None or not skip(file.path):
+        if (videos or not file.is_video) and (skip is None or not skip(file.path)):
             yield file.path
 
 

@@ -1,4 +1,4 @@
-"""Walking a folder for images: which files count, in which order. Blocking; owns no state."""
+"""Walking a folder for images and videos: what counts, in which order. Blocking; stateless."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ IMAGE_SUFFIXES: Final = frozenset(
     b".jpg .jpeg .jpe .jfif .png .apng .webp .bmp .dib .gif .tif .tiff .avif .heic .heif .jxl .jp2 "
     b".ppm .pgm .pbm .pnm .tga".split()
 )
+VIDEO_SUFFIXES: Final = frozenset(b".mp4 .m4v .mov .webm .mkv".split())
 _SIGNATURES: Final = (b"\xff\xd8\xff", b"\x89PNG\r\n", b"GIF8", b"BM", b"II*\0", b"MM\0*")
 
 
@@ -37,15 +38,25 @@ class ScanOptions:
 
 @dataclass(frozen=True, slots=True)
 class FoundFile:
-    """An image file: path within the dataset as bytes, size in bytes, time of last change."""
+    """An image or video: path within the dataset as bytes, size in bytes, time of last change."""
 
     path: bytes
     size: int
     mtime_ns: int
 
+    @property
+    def is_video(self) -> bool:
+        """Whether its name is one of a video."""
+        return is_video(self.path)
+
+
+def is_video(name: bytes) -> bool:
+    """Tell by its name whether a file is a video."""
+    return os.path.splitext(name)[1].lower() in VIDEO_SUFFIXES  # noqa: PTH122  -- bytes
+
 
 def scan(root: str, options: ScanOptions) -> Iterator[FoundFile]:
-    """Yield the image files of a folder, sorted by name within each folder, files first.
+    """Yield the images and videos of a folder, sorted by name within each folder, files first.
 
     A folder that cannot be opened is logged and passed over; links are followed when asked, but
     never into a folder they lie in. Memory follows the names in the largest folder.
@@ -53,9 +64,12 @@ def scan(root: str, options: ScanOptions) -> Iterator[FoundFile]:
     yield from _scan_folder(os.fsencode(root), b"", options, frozenset())
 
 
-def holds_image(root: str, options: ScanOptions) -> bool:
-    """Tell whether `scan` would find anything; sorts nothing, and looks no further than needed."""
-    return _holds_image(os.fsencode(root), b"", options, frozenset())
+def holds_item(root: str, options: ScanOptions, *, videos: bool) -> bool:
+    """Tell whether `scan` would find an image, or any ``videos`` if they are wanted.
+
+    Sorts nothing, and looks no further than needed.
+    """
+    return _holds_item(os.fsencode(root), b"", options, frozenset(), videos)
 
 
 _Above = frozenset[tuple[int, int]]
@@ -82,17 +96,19 @@ def _scan_folder(
         yield from _scan_folder(below, prefix + name + b"/", options, above)
 
 
-def _holds_image(folder: bytes, prefix: bytes, options: ScanOptions, above: _Above) -> bool:
+def _holds_item(
+    folder: bytes, prefix: bytes, options: ScanOptions, above: _Above, videos: bool
+) -> bool:
     folders: list[bytes] = []
     above = _enter(folder, above)
     for name, is_folder in _candidates(folder, prefix, options) if above else ():
         path = os.path.join(folder, name)  # noqa: PTH118  -- bytes
         if is_folder:
             folders.append(name)
-        elif _look_at(path, prefix + name) is not None:
+        elif (videos or not is_video(name)) and _look_at(path, prefix + name) is not None:
             return True
     return any(
-        _holds_image(os.path.join(folder, name), prefix + name + b"/", options, above)  # noqa: PTH118
+        _holds_item(os.path.join(folder, name), prefix + name + b"/", options, above, videos)  # noqa: PTH118
         for name in folders
     )
 
@@ -109,7 +125,7 @@ def _enter(folder: bytes, above: _Above) -> _Above:
 
 
 def _candidates(folder: bytes, prefix: bytes, options: ScanOptions) -> Iterator[tuple[bytes, bool]]:
-    """Yield names that may be images, and with True those of folders to look into; unsorted."""
+    """Yield names that may count, and with True those of folders to look into; unsorted."""
     try:
         with os.scandir(folder) as listing:
             for entry in listing:
@@ -120,7 +136,7 @@ def _candidates(folder: bytes, prefix: bytes, options: ScanOptions) -> Iterator[
                 if _is_folder(entry):
                     if options.recursive:
                         yield entry.name, True
-                elif _may_be_image(entry.name) and _matches(prefix + entry.name, options):
+                elif _may_count(entry.name) and _matches(prefix + entry.name, options):
                     yield entry.name, False
     except OSError as error:
         _pass_over(folder, error)
@@ -141,9 +157,9 @@ def _is_folder(entry: os.DirEntry[bytes]) -> bool:
         return False  # a link to itself, say; what it is instead is said where files are looked at
 
 
-def _may_be_image(name: bytes) -> bool:
+def _may_count(name: bytes) -> bool:
     suffix = os.path.splitext(name)[1].lower()  # noqa: PTH122  -- bytes
-    return not suffix or suffix in IMAGE_SUFFIXES
+    return not suffix or suffix in IMAGE_SUFFIXES or suffix in VIDEO_SUFFIXES
 
 
 def _look_at(path: bytes, within: bytes) -> FoundFile | None:

@@ -18,11 +18,12 @@ from typing import IO, Any, Final, cast
 
 import msgspec
 
-from caption_flow.orchestrator.sources.scan import IMAGE_SUFFIXES
+from caption_flow.orchestrator.sources.scan import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 from caption_flow.storage.schema import readable_path
 
 _TEXT_SUFFIXES: Final = frozenset({"json", "txt", "cls"})
 _IMAGE_SUFFIXES: Final = frozenset(suffix.decode().removeprefix(".") for suffix in IMAGE_SUFFIXES)
+_VIDEO_SUFFIXES: Final = frozenset(suffix.decode().removeprefix(".") for suffix in VIDEO_SUFFIXES)
 _META: Final = re.compile(r"__[^/]*__($|/)")
 """Members that describe the whole tar, which WebDataset passes over."""
 _MAGIC: Final = {
@@ -48,25 +49,38 @@ class Member(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Sample(msgspec.Struct, frozen=True, array_like=True):
-    """One item: its image, or None, and the members that give columns; the other suffixes."""
+    """One item: its image, or else its video, or None, and the members that give columns.
+
+    ``others`` are the suffixes of all else.
+    """
 
     key: str
     image: Member | None
     texts: tuple[Member, ...] = ()
     others: tuple[str, ...] = ()
 
+    @property
+    def is_video(self) -> bool:
+        """Whether it has a video and no image."""
+        return self.image is not None and _is_video(self.image)
+
 
 class Index(msgspec.Struct, frozen=True, array_like=True):
-    """The samples of a tar of ``size`` bytes, in its order.
+    """The samples of a tar of ``size`` bytes, in its order, but those that are videos last.
 
-    ``trouble`` says what of it could not be read, or is empty; ``remarks`` what people may not
-    expect of what could.
+    So a run that captions videos later finds all others where they were. ``trouble`` says what of
+    the tar could not be read, or is empty; ``remarks`` what people may not expect of what could.
     """
 
     size: int
     samples: tuple[Sample, ...]
     trouble: str = ""
     remarks: tuple[str, ...] = ()
+
+    @property
+    def videos(self) -> int:
+        """How many samples are videos."""
+        return sum(sample.is_video for sample in self.samples)
 
     @property
     def digest(self) -> str:
@@ -100,7 +114,11 @@ def index_tar(file: IO[bytes], size: int) -> Index:
         raise TarError("is empty")
     troubles: list[str] = []
     samples, remarks = _samples(_entries(file, size, troubles), size)
-    return Index(size, samples, "; ".join(troubles), remarks)
+    return Index(size, _videos_last(samples), "; ".join(troubles), remarks)
+
+
+def _videos_last(samples: Iterable[Sample]) -> tuple[Sample, ...]:
+    return tuple(sorted(samples, key=lambda sample: sample.is_video))
 
 
 def _entries(file: IO[bytes], size: int, troubles: list[str]) -> Iterator[_Entry]:
@@ -194,13 +212,15 @@ def _split(name: str) -> tuple[str, str] | None:
 
 
 def _sample(key: str, members: list[Member], size: int) -> Sample:
-    image: Member | None = None
+    images = [one for one in members if _is_image(one.suffix)]
+    videos = [one for one in members if _is_video(one)]
+    image = next(iter(images or videos), None)
     texts, others = [], []
     for member in members:
         last = member.suffix.rpartition(".")[2]
-        if image is None and _is_image(member.suffix):
-            image = member
-        elif last in _TEXT_SUFFIXES and member.offset + member.length <= size:
+        if member is image:
+            continue
+        if last in _TEXT_SUFFIXES and member.offset + member.length <= size:
             texts.append(member)
         else:
             others.append(member.suffix)
@@ -209,6 +229,10 @@ def _sample(key: str, members: list[Member], size: int) -> Sample:
 
 def _is_image(suffix: str) -> bool:
     return suffix.rpartition(".")[2] in _IMAGE_SUFFIXES
+
+
+def _is_video(member: Member) -> bool:
+    return member.suffix.rpartition(".")[2] in _VIDEO_SUFFIXES
 
 
 def _readable(name: str) -> str:
@@ -242,4 +266,4 @@ def index_from_webshart(data: bytes, size: int) -> Index:
     ):
         raise TarError("names files beyond the tar's end")
     samples, remarks = _samples(entries, size)
-    return Index(size, samples, remarks=remarks)
+    return Index(size, _videos_last(samples), remarks=remarks)

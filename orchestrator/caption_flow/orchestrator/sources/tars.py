@@ -1,5 +1,7 @@
 """`webdataset`: tars in a folder, or in a storage. Each is a shard; an image is one range of bytes.
 
+Samples that are videos come last in a tar's order, so that they can be left out, or join later.
+
 A tar is indexed once, and its index kept in the run's folder, so that a run that goes on opens no
 tar before it describes items of it.
 """
@@ -50,6 +52,9 @@ _TRIED: Final = 3
 """So many of the first tars may be unreadable before that counts as a mistake in the settings."""
 _SAMPLES_FOR_COLUMNS: Final = 64
 """So many of the first samples may lack a column that prompts name before it counts as one."""
+_ONLY_VIDEOS: Final = (
+    ", only videos, which are left out (--video-frames N, dataset.video, captions them)"
+)
 
 
 class _Facts(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -64,6 +69,8 @@ class _Facts(msgspec.Struct, frozen=True, omit_defaults=True):
     prompted: tuple[str, ...] = ()
     """Columns that prompts named and that its samples were found to have."""
     etag: str | None = None
+    videos: int = 0
+    """Samples behind those listed: videos that nobody asked for."""
 
     @property
     def tar(self) -> TarFacts:
@@ -89,7 +96,8 @@ class TarSource(Source):
     @classmethod
     def open(cls, dataset: DatasetConfig, folder: RunFolder) -> Self:
         """See the port: tars that were listed before are still the same ones."""
-        source = cls(find_tars(dataset), Shelf(folder.data_dir, dataset.metadata_path), folder)
+        shelf = Shelf(folder.data_dir, dataset.metadata_path)
+        source = cls(find_tars(dataset), shelf, folder, videos=dataset.video is not None)
         try:
             source._check_known()
             if source._columns:
@@ -110,9 +118,12 @@ class TarSource(Source):
                 return
         super().check_same(dataset, remembered, data_dir)
 
-    def __init__(self, tars: Sequence[Tar], shelf: Shelf, folder: RunFolder) -> None:
+    def __init__(
+        self, tars: Sequence[Tar], shelf: Shelf, folder: RunFolder, *, videos: bool = False
+    ) -> None:
         self._tars = {tar.name: tar for tar in tars}
         self._shelf = shelf
+        self._videos = videos
         self._columns = frozenset(folder.columns)
         self._pool = ThreadPoolExecutor(_READERS, thread_name_prefix="tars")
         self._facts = {name: _remembered(shard) for name, shard in folder.shards.items()}
@@ -145,7 +156,7 @@ class TarSource(Source):
                     ahead.append(loop.run_in_executor(self._pool, self._index, following))
                 if isinstance(found, _Facts):
                     self._facts[tar.name] = found
-                    for finding in _found(tar.name, found, found.trouble):
+                    for finding in self._found(tar.name, found.trouble):
                         yield finding
                 else:
                     unread += 1
@@ -157,14 +168,26 @@ class TarSource(Source):
             raise SourceError(
                 "there is no sample in the dataset's tars"
                 + (f" ({unread} could not be read, see above)" if unread else "")
+                + (_ONLY_VIDEOS if self.videos_left_out else "")
             )
 
     def _known_tars(self) -> Iterator[Finding]:
         for name, facts in self._facts.copy().items():
             trouble = "" if name in self._gone else facts.trouble
-            yield from _found(name, facts, self._out_of_reach.get(name, trouble))
+            yield from self._found(name, self._out_of_reach.get(name, trouble))
             if name in self._mended:
                 yield Changed(name, self._mended[name])
+
+    def _found(self, name: str, trouble: str) -> Iterator[Finding]:
+        """Say how many samples a tar has; its videos join them once they are asked for."""
+        facts = self._facts[name]
+        if self._videos and facts.videos:
+            count = facts.count + facts.videos
+            facts = self._facts[name] = msgspec.structs.replace(facts, count=count, videos=0)
+        self.videos_left_out += facts.videos
+        yield Listed(name, facts.count, msgspec.json.encode(facts).decode())
+        if trouble:
+            yield PassedOver(name, trouble, partly=True)
 
     def _index(self, tar: Tar) -> _Facts | str:
         """Index a tar; say why where that is impossible. Blocking."""
@@ -179,11 +202,12 @@ class TarSource(Source):
         return _Facts(
             facts.size,
             facts.version,
-            len(index.samples),
+            len(index.samples) - index.videos,
             index.digest,
             index.trouble,
             self._seen_in.get(tar.name, ()),
             facts.etag,
+            index.videos,
         )
 
     def _check_columns(self) -> None:
@@ -261,7 +285,8 @@ class TarSource(Source):
                 known,
                 size=now.size,
                 version=now.version,
-                count=len(index.samples),
+                count=len(index.samples) - index.videos,
+                videos=index.videos,
                 digest=index.digest,
                 trouble=index.trouble,
             )
@@ -348,12 +373,6 @@ class TarSource(Source):
         self._pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _found(name: str, facts: _Facts, trouble: str) -> Iterator[Finding]:
-    yield Listed(name, facts.count, msgspec.json.encode(facts).decode())
-    if trouble:
-        yield PassedOver(name, trouble, partly=True)
-
-
 def _remembered(shard: KnownShard) -> _Facts:
     return msgspec.json.decode(shard.facts, type=_Facts)
 
@@ -385,7 +404,8 @@ def _item(
         return Item(at, None, key, path, reason=f"the tar {shard} is gone")
     if sample.image.offset + sample.image.length > facts.size:
         return Item(at, None, key, path, reason=f"the tar {shard} ends within {sample.image.name}")
-    return Item(at, _place(tar, facts, sample.image), key, path, columns=columns)
+    place = _place(tar, facts, sample.image)
+    return Item(at, place, key, path, columns=columns, is_video=sample.is_video)
 
 
 def _place(tar: Tar, facts: _Facts, image: Member) -> FilePlace | ObjectPlace:

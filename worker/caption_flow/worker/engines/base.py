@@ -14,6 +14,8 @@ from typing import Any, Protocol
 
 from PIL import Image
 
+from caption_flow.recipe.video import Form, Video
+
 
 class EngineError(Exception):
     """Base of what engines raise; ``str()`` is one sentence a person can act on."""
@@ -46,10 +48,37 @@ class PreparedImage:
     pixels: Image.Image
     content_hash: str
 
+    @property
+    def pictures(self) -> tuple[PreparedImage, ...]:
+        """The picture alone."""
+        return (self,)
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedVideo:
+    """Frames of a video, ready for an engine: at least one, in order, all of one size.
+
+    Each of ``pictures`` is named by the file's content and its own place in it; ``content_hash`` is
+    the file's. ``passed_as`` says whether the model is to see them as images or as one video. For
+    the latter, ``seconds`` tells when each frame is shown, of ``total`` frames in ``duration``
+    seconds.
+    """
+
+    pictures: tuple[PreparedImage, ...]
+    content_hash: str
+    passed_as: Form
+    seconds: tuple[float, ...]
+    duration: float
+    total: int
+
+
+Subject = PreparedImage | PreparedVideo
+"""What a prompt is about."""
+
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One prompt about one image. ``sampling`` holds the engine's own parameter names.
+    """One prompt about one image or video. ``sampling`` holds the engine's own parameter names.
 
     An engine that renders requests before its batch can take them does so within ``rendering()``,
     so that the worker can tell what the engine is kept waiting by.
@@ -57,7 +86,7 @@ class Request:
 
     id: str
     prompt: str
-    image: PreparedImage
+    subject: Subject
     sampling: Mapping[str, Any] = field(default_factory=dict)
     rendering: Callable[[], AbstractContextManager[object]] = field(
         default=nullcontext, compare=False, repr=False
@@ -89,8 +118,8 @@ class Engine(Protocol):
         """How many requests keep the engine full (about 1.1 times its batch width)."""
         ...
 
-    def expect(self, samplings: Sequence[Mapping[str, Any]]) -> None:
-        """Note, before `start`, with which parameters requests will come.
+    def expect(self, samplings: Sequence[Mapping[str, Any]], video: Video | None = None) -> None:
+        """Note, before `start`, with which parameters requests will come, and how videos do.
 
         What would be refused for each of them is to be refused once, by `start`.
         """

@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 
 from caption_flow.config.secret import Secret, SecretError
+from caption_flow.recipe.video import VIDEO, Video
 from caption_flow.worker.engines.base import (
     Completion,
     EngineDied,
@@ -23,7 +24,7 @@ from caption_flow.worker.engines.base import (
 from caption_flow.worker.engines.in_flight import InFlight
 from caption_flow.worker.engines.openai_answers import Peer
 from caption_flow.worker.engines.openai_conversation import Conversation, Manners
-from caption_flow.worker.engines.options import unknown_option
+from caption_flow.worker.engines.options import NO_WHOLE_VIDEOS, unknown_option
 
 
 class OpenAIOptions(Manners, frozen=True, kw_only=True):
@@ -50,6 +51,7 @@ class OpenAIEngine:
         self._model = model
         self._options = _parse(options)
         self._conversation: Conversation | None = None
+        self._video: Video | None = None
         self._in_flight = InFlight()
         self._changing = asyncio.Lock()
 
@@ -68,20 +70,27 @@ class OpenAIEngine:
         """Nothing: a server answers as a whole, so answers are its only signs of life."""
         return 0
 
-    def expect(self, samplings: Sequence[Mapping[str, Any]]) -> None:
-        """Nothing: what a server takes, only its answers tell."""
+    def expect(self, samplings: Sequence[Mapping[str, Any]], video: Video | None = None) -> None:
+        """Note how videos come: what else a server takes, only its answers tell."""
+        del samplings
+        self._video = video
 
     async def start(self) -> None:
         """See that the server answers a question about a grey picture; idempotent.
 
         Raises:
-            EngineUnavailable: it cannot be reached, or has no such model, or refuses the key.
+            EngineUnavailable: it cannot be reached, or has no such model, or refuses the key; or
+                videos are to be passed as such, for which servers have no common way.
 
         """
+        if self._video is not None and self._video.passed_as == VIDEO:
+            raise EngineUnavailable(NO_WHOLE_VIDEOS)
         async with self._changing:
             if self._conversation is not None:
                 return
-            conversation = Conversation(_peer(self._options), self._model, self._options)
+            conversation = Conversation(
+                _peer(self._options), self._model, self._options, self._video
+            )
             try:
                 await conversation.begin()
             except BaseException:

@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime
 from typing import Annotated, Final, TypeVar
 
 import msgspec
 import structlog
-from PIL import Image
 from yarl import URL
 
+from caption_flow.recipe.video import Video
 from caption_flow.worker.engines.base import (
     Completion,
     EngineDied,
     EngineUnavailable,
-    PreparedImage,
     Request,
     RequestRefused,
 )
+from caption_flow.worker.engines.greeting import greetings
 from caption_flow.worker.engines.openai_answers import (
     NotThereError,
     Peer,
@@ -65,10 +65,16 @@ class Manners(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Conversation:
-    """Talks with one server about one model. Made within the event loop it is used in."""
+    """Talks with one server about one model. Made within the event loop it is used in.
 
-    def __init__(self, peer: Peer, model: str, manners: Manners) -> None:
+    ``video`` says how videos come, if they do.
+    """
+
+    def __init__(
+        self, peer: Peer, model: str, manners: Manners, video: Video | None = None
+    ) -> None:
         self._model = model
+        self._video = video
         self._manners = manners
         self._server = Server(
             peer,
@@ -78,7 +84,7 @@ class Conversation:
         self._pictures = Pictures(
             image_format=manners.image_format,
             jpeg_quality=manners.jpeg_quality,
-            keep=manners.requests_in_flight,
+            keep=manners.requests_in_flight * (1 if video is None else video.frames),
         )
         self._dialect = Dialect()
         self._health = Health()
@@ -93,19 +99,19 @@ class Conversation:
 
         """
         patience = self._manners.start_seconds
-        grey = PreparedImage(Image.new("RGB", (224, 224), "grey"), content_hash="greeting")
-        question = Request(
-            "greeting", "Describe the picture.", grey, {"max_tokens": _GREETING_TOKENS}
-        )
+        what = "a picture"
         models: tuple[str, ...] | None = None
         try:
             models = await self._patiently(self._list_models, patience)
-            await self._answer(question, patience)
+            for what, grey in greetings(self._video):  # noqa: B007  -- named if refused
+                question = "Describe the picture."
+                sampling = {"max_tokens": _GREETING_TOKENS}
+                await self._answer(Request("greeting", question, grey, sampling), patience)
         except RequestRefused as error:
             if models is not None and self._model not in models:
                 raise EngineUnavailable(self._model_missing(models, str(error))) from error
             raise EngineUnavailable(
-                f"model '{self._model}' cannot be asked about a picture: {error}"
+                f"model '{self._model}' cannot be asked about {what}: {error}"
             ) from error
         except EngineDied as error:
             raise EngineUnavailable(str(error)) from error
@@ -129,21 +135,26 @@ class Conversation:
     # ------------------------------------------------------------------ one request
 
     async def _answer(self, request: Request, patience_seconds: float) -> Completion:
-        picture = await self._pictures.data_url(request.image)
-        body = self._dialect.chat_request(self._model, request, picture)
+        shown = request.subject.pictures
+        pictures = await asyncio.gather(*map(self._pictures.data_url, shown))
+        body = self._dialect.chat_request(self._model, request, pictures)
         while True:
             try:
                 return await self._patiently(lambda: self._ask(body), patience_seconds)  # noqa: B023
             except RequestRefused as refusal:
-                body = self._said_better(request, picture, body, refusal)
+                body = self._said_better(request, pictures, body, refusal)
 
     def _said_better(
-        self, request: Request, picture: msgspec.Raw, said: bytes, refusal: RequestRefused
+        self,
+        request: Request,
+        pictures: Sequence[msgspec.Raw],
+        said: bytes,
+        refusal: RequestRefused,
     ) -> bytes:
         """Return the refused request in words the server takes, else raise the refusal."""
         if lesson := self._dialect.learn(str(refusal), request.sampling):
             log.warning(lesson, server=self._server.peer.address, model=self._model)
-        better = self._dialect.chat_request(self._model, request, picture)
+        better = self._dialect.chat_request(self._model, request, pictures)
         if better != said:  # also when another request has learnt it meanwhile
             return better
         if name := refused_parameter(str(refusal), request.sampling):

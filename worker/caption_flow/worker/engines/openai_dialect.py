@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -40,15 +40,15 @@ class Dialect:
         self._left_out: set[str] = set()
         self._length_parameter = "max_tokens"
 
-    def chat_request(self, model: str, request: Request, picture: msgspec.Raw) -> bytes:
-        """Return the body of a chat request, picture first: prompts about it share what is cached.
+    def chat_request(self, model: str, request: Request, pictures: Sequence[msgspec.Raw]) -> bytes:
+        """Return the body of a chat request, pictures first: prompts about it share what is cached.
 
         Raises:
             RequestRefused: the sampling says what only the worker may.
 
         """
         content = [
-            {"type": "image_url", "image_url": {"url": picture}},
+            *({"type": "image_url", "image_url": {"url": picture}} for picture in pictures),
             {"type": "text", "text": request.prompt.encode("utf-8", "replace").decode()},
         ]
         body = {

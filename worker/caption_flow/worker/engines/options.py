@@ -11,6 +11,12 @@ DEFAULT_MAX_TOKENS: Final = 256
 none at all."""
 
 
+NO_WHOLE_VIDEOS: Final = (
+    "the engine openai passes videos as images alone: servers take whole ones each in its own way, "
+    "if at all; set dataset.video.passed_as (--video-as) to images"
+)
+
+
 def nearest(name: str, known: Iterable[str]) -> str | None:
     """Return the known name closest to ``name``, or None when none is close."""
     matches = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)

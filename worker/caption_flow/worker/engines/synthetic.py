@@ -1,7 +1,8 @@
 """An engine without a model: the same text for the same picture and prompt, on any machine.
 
 For tests, rehearsals and capacity planning. It can be slow, refuse, fall silent or die on purpose,
-always as a function of the picture's content hash, so that every run of a test sees the same.
+always as a function of the picture's content hash, so that every run of a test sees the same. Of a
+video it tells the colours of its frames.
 """
 
 from __future__ import annotations
@@ -12,12 +13,15 @@ from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Final
 
 import msgspec
+from PIL import Image
 
 from caption_flow.recipe.structure import STRUCTURED_OUTPUTS
+from caption_flow.recipe.video import VIDEO, Video
 from caption_flow.worker.engines.base import (
     Completion,
     EngineDied,
     EngineUnavailable,
+    PreparedVideo,
     Request,
     RequestRefused,
 )
@@ -107,13 +111,25 @@ def _pick(words: tuple[str, ...], byte: int) -> str:
     return words[byte % len(words)]
 
 
-def _compose(content_hash: str, digest: bytes, tokens: int | None) -> str:
+def look_at(video: PreparedVideo) -> tuple[str, str]:
+    """Return what is said of a video's frames, and a digest of how they look; blocking.
+
+    Each frame is told by its mean colour, ``#rrggbb``, so that a caption shows which it was.
+    """
+    small = [one.pixels.resize((8, 8), Image.Resampling.BOX) for one in video.pictures]
+    colours = [f"#{one.resize((1, 1), Image.Resampling.BOX).tobytes().hex()}" for one in small]
+    form = "one video" if video.passed_as == VIDEO else "images"
+    look = hashlib.blake2b(b"".join(one.tobytes() for one in small), digest_size=16)
+    return f"Shown as {form}: {' '.join(colours)}.", f":{look.hexdigest()}"
+
+
+def _compose(content_hash: str, digest: bytes, tokens: int | None, seen: str = "") -> str:
     quality = _pick(_QUALITIES, digest[4])
     article = "an" if quality[0] in "aeiou" else "a"
     text = (
         f"{_pick(_OPENINGS, digest[0])} {article} {quality} {_pick(_THINGS, digest[5])}"
         f" {_pick(_PLACES, digest[6])} {_pick(_LIGHTS, digest[7])}."
-        f" {_pick(_DETAILS, digest[8])}"
+        f" {_pick(_DETAILS, digest[8])}{seen and f' {seen}'}"
     )
     proof = f"[{content_hash[:8]}-{digest[:4].hex()}]"
     return f"{text} {proof}" if tokens is None else _of_length(text, proof, digest, tokens)
@@ -153,8 +169,9 @@ class SyntheticEngine:
         """The option of that name."""
         return self._options.requests_in_flight
 
-    def expect(self, samplings: Sequence[Mapping[str, Any]]) -> None:
+    def expect(self, samplings: Sequence[Mapping[str, Any]], video: Video | None = None) -> None:
         """Note what `start` is to refuse: structures that cannot be made up."""
+        del video  # any is welcome
         structures = [sampling.get(STRUCTURED_OUTPUTS) for sampling in samplings]
         self._impossible = [
             one for one in structures if one and structured_answer(one, "", 0) is None
@@ -191,8 +208,11 @@ class SyntheticEngine:
             RequestRefused: the picture is one to be refused (kind `REFUSED`).
             EngineDied: the picture, or one in flight beside it, kills; or not started; or stopped.
         """
-        content_hash = request.image.content_hash
-        digest = _digest(content_hash, request.prompt)
+        content_hash = request.subject.content_hash
+        seen, digest = "", _digest(content_hash, request.prompt)
+        if isinstance(request.subject, PreparedVideo):
+            seen, look = await asyncio.to_thread(look_at, request.subject)
+            digest = _digest(content_hash + look, request.prompt)
         await self._work(digest, is_endless=_begins(content_hash, self._options.hang_on))
         options = self._options
         if _begins(content_hash, options.die_on):
@@ -206,7 +226,7 @@ class SyntheticEngine:
         if _begins(content_hash, options.endless_on):
             limit = limit or DEFAULT_MAX_TOKENS
             tokens = limit + 1
-        text = _compose(content_hash, digest, tokens)
+        text = _compose(content_hash, digest, tokens, seen)
         if structure := request.sampling.get(STRUCTURED_OUTPUTS):
             text = structured_answer(structure, text, digest[10]) or text
         return _completion(request.prompt, text, limit)

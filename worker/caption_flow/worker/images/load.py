@@ -59,7 +59,10 @@ _TURNS: Final = {
 
 
 class ImageError(Exception):
-    """The file gives no picture; ``kind`` (one of `IMAGE_ERROR_KINDS`) is the ``error_kind``."""
+    """The file gives no picture; ``kind`` is the row's ``error_kind``.
+
+    It is one of `IMAGE_ERROR_KINDS`, or one of a video's or a place's.
+    """
 
     def __init__(self, kind: str, message: str) -> None:
         super().__init__(message)
@@ -84,6 +87,11 @@ class LoadedImage:
     def content_hash(self) -> str:
         """The file's hash, see `content_hash`."""
         return self.image.content_hash
+
+    @property
+    def subject(self) -> PreparedImage:
+        """What prompts are about."""
+        return self.image
 
 
 def prepare(
@@ -149,7 +157,7 @@ def _load(data: bytes, max_pixels_in: int, max_pixels_out: int | None) -> Loaded
         _check_size(size, max_pixels_in)
         turn = _TURNS.get(_orientation(file))
         # From the stored size, which a draft is only near.
-        pixels = _shrink(_to_eight_bits(file), _fit(size, max_pixels_out))
+        pixels = _shrink(_to_eight_bits(file), fit(size, max_pixels_out))
     pixels = _flatten(pixels)
     if turn is not None:
         pixels = pixels.transpose(turn)
@@ -180,7 +188,7 @@ def _decode(file: Image.Image, max_pixels_out: int | None) -> tuple[int, int]:
     stored = file.size
     # JPEG decodes straight to a half, quarter or eighth: cheaper, and its scaled transform is a
     # proper low-pass, so nothing is lost that the resize after it would have kept.
-    file.draft(None, _fit(stored, max_pixels_out))
+    file.draft(None, fit(stored, max_pixels_out))
     drafted = file.size != stored
     file.load()
     # A TIFF learns its size while decoding: Pillow turns those upright itself.
@@ -239,7 +247,7 @@ def _shrink(image: Image.Image, target: tuple[int, int]) -> Image.Image:
     return image.resize(target, Image.Resampling.BICUBIC, reducing_gap=3.0)
 
 
-def _fit(size: tuple[int, int], max_pixels: int | None) -> tuple[int, int]:
+def fit(size: tuple[int, int], max_pixels: int | None) -> tuple[int, int]:
     """Return the largest size of the same shape within ``max_pixels``; never enlarges."""
     width, height = size
     if max_pixels is None or width * height <= max_pixels:
