@@ -39,6 +39,7 @@ STEERING: Final = "orchestrator/caption_flow/orchestrator/steering.py"
 STEERING_TESTS: Final = ("tests/integration/orchestrator/test_steering.py",)
 CONNECTING_TESTS: Final = ("tests/unit/cli/test_connecting.py",)
 SESSION_TESTS: Final = ("tests/unit/worker/test_session.py",)
+SWAPPING_TESTS: Final = ("tests/integration/worker/test_swapping.py",)
 WORKER_TESTS: Final = ("tests/integration/worker/test_client.py",)
 OUTBOX_TESTS: Final = ("tests/unit/worker/test_outbox.py", "tests/property/test_outbox.py")
 
@@ -1058,7 +1059,7 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
         "worker/caption_flow/worker/pipeline.py",
         "if self._renewal is not None and not self._carried and self.may_swap:",
         "if self._renewal is not None and self.may_swap:",
-        WORKER_TESTS,
+        SWAPPING_TESTS,
     ),
     Mutant(
         "a token for everybody",
