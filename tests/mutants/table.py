@@ -56,6 +56,7 @@ STEERING: Final = "orchestrator/caption_flow/orchestrator/steering.py"
 STEERING_TESTS: Final = ("tests/integration/orchestrator/test_steering.py",)
 CONNECTING_TESTS: Final = ("tests/unit/cli/test_connecting.py",)
 SESSION_TESTS: Final = ("tests/unit/worker/test_session.py",)
+SWAPPING_TESTS: Final = ("tests/integration/worker/test_swapping.py",)
 WORKER_TESTS: Final = ("tests/integration/worker/test_client.py",)
 VIDEO: Final = "worker/caption_flow/worker/images/video.py"
 VIDEO_TESTS: Final = ("tests/unit/images/test_video.py", "tests/property/test_frames.py")
@@ -1372,17 +1373,6 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
         "pass",
         STEERING_TESTS,
     ),
-    Mutant(
-        "a shutdown without an answer",
-        "a shutdown is answered before the end",
-        SERVICE,
-        "for outgoing in (*self._conversations.observers, *(one.outgoing for one in links)):\n"
-        "                    await outgoing.flush()",
-        "self._conversations.observers.clear()\n"
-        "                for observer in links:\n"
-        "                    await observer.outgoing.flush()",
-        STEERING_TESTS,
-    ),
     _ledger(
         "another recipe built upon",
         "items between stages begin again when the recipe is replaced",
@@ -1426,7 +1416,7 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
         "worker/caption_flow/worker/pipeline.py",
         "if self._renewal is not None and not self._carried and self.may_swap:",
         "if self._renewal is not None and self.may_swap:",
-        WORKER_TESTS,
+        SWAPPING_TESTS,
     ),
     Mutant(
         "a token for everybody",
