@@ -123,10 +123,12 @@ def _verdict(endpoint: Endpoint, error: Exception) -> UnluckyError | UnwelcomeEr
 
 def _verdict_of_status(shown: str, error: InvalidStatus) -> UnluckyError | UnwelcomeError:
     response = error.response
-    if response.status_code in {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}:
+    said = bytes(response.body or b"").decode("utf-8", errors="replace").strip()
+    if response.status_code == HTTPStatus.UNAUTHORIZED:
         return UnwelcomeError(f"the orchestrator at {shown} refused the token")
+    if response.status_code == HTTPStatus.FORBIDDEN:  # a token that it knows, and may say more to
+        return UnwelcomeError(f"the orchestrator at {shown} refused the token: {said}")
     if response.status_code in {HTTPStatus.BAD_REQUEST, HTTPStatus.UPGRADE_REQUIRED}:
-        said = bytes(response.body or b"").decode("utf-8", errors="replace").strip()
         if not said or "invalid subprotocol" in said:  # the socket library's own words
             return UnwelcomeError(_mismatch(shown))
         return UnwelcomeError(f"{shown} refused the connection: {said}")

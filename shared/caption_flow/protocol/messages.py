@@ -114,7 +114,7 @@ class TokenLimits(msgspec.Struct, frozen=True, omit_defaults=True):
     """Sessions at a time."""
     max_items: Index | None = None
     """Items that count, in all."""
-    expires: float | None = None
+    expires: Annotated[float, msgspec.Meta(ge=0, le=253_402_300_799)] | None = None
     """Seconds since 1970 after which it lets nobody in and ends the sessions that it let in."""
     trust: Literal["full", "low"] = "full"
     """Of ``low`` trust, a share of the items is done a second time by others and compared."""

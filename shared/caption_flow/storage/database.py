@@ -36,7 +36,7 @@ CREATE TABLE IF NOT EXISTS items (
 CREATE INDEX IF NOT EXISTS items_by_path ON items (shard, path);
 CREATE TABLE IF NOT EXISTS parts (
     part INTEGER PRIMARY KEY, file TEXT NOT NULL, rows INTEGER NOT NULL, bytes INTEGER NOT NULL,
-    checksum TEXT NOT NULL, counts TEXT NOT NULL, recorded_at REAL NOT NULL
+    checksum TEXT NOT NULL, counts TEXT NOT NULL, recorded_at REAL NOT NULL, contributors TEXT
 );
 CREATE TABLE IF NOT EXISTS part_ranges (
     part INTEGER NOT NULL REFERENCES parts, shard TEXT NOT NULL, ranges BLOB NOT NULL,
@@ -47,6 +47,15 @@ CREATE TABLE IF NOT EXISTS batches (
     ranges BLOB NOT NULL, counts TEXT NOT NULL,
     contributor TEXT NOT NULL, worker TEXT NOT NULL, committed_at REAL NOT NULL, rows BLOB NOT NULL
 );
+CREATE TABLE IF NOT EXISTS tokens (
+    digest BLOB PRIMARY KEY, role TEXT NOT NULL, name TEXT NOT NULL, limits BLOB NOT NULL,
+    revoked INTEGER NOT NULL
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS standings (
+    contributor TEXT PRIMARY KEY, checks INTEGER NOT NULL, agreement REAL NOT NULL,
+    trusted_checks INTEGER NOT NULL, trusted_agreement REAL NOT NULL,
+    flagged INTEGER NOT NULL, cut_off INTEGER NOT NULL
+) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS discarded (file TEXT PRIMARY KEY) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS leases (
     lease INTEGER PRIMARY KEY, session TEXT NOT NULL, worker TEXT NOT NULL, shard TEXT NOT NULL,
@@ -61,6 +70,7 @@ CREATE TABLE IF NOT EXISTS partials (
 _COLUMNS_SINCE: Final = (
     ("shards", "catalogued", "INTEGER NOT NULL DEFAULT 1"),
     ("shards", "facts", "TEXT NOT NULL DEFAULT ''"),
+    ("parts", "contributors", "TEXT"),
 )
 """What tables of earlier ledgers lack: table, column, and its declaration."""
 

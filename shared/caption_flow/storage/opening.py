@@ -9,6 +9,7 @@ import json
 import sqlite3
 from collections import Counter
 from contextlib import closing
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from sqlite3 import Connection
@@ -27,8 +28,17 @@ from caption_flow.storage.database import (
 )
 from caption_flow.storage.errors import StorageError
 from caption_flow.storage.partials import between_stages
-from caption_flow.storage.parts import check_is_debris, check_parts, look_for_debris
+from caption_flow.storage.parts import (
+    check_is_debris,
+    check_parts,
+    count_contributors,
+    look_for_debris,
+    read_table,
+)
+from caption_flow.storage.people import KnownToken, Standing, known_standings, known_tokens
 from caption_flow.storage.ranges import ranges_of
+
+_CREDITS = ("contributor", "status", "error_kind", "stage_stats")
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +80,10 @@ class Snapshot:
     buffered: int
     meta: dict[str, str]
     between: dict[int, dict[str, list[tuple[int, int]]]] = field(default_factory=dict)
+    contributors: dict[str, Counter[str]] = field(default_factory=dict)
+    """The same rows as in ``totals`` by contributor; those of nobody are not in it."""
+    tokens: list[KnownToken] = field(default_factory=list)
+    standings: dict[str, Standing] = field(default_factory=dict)
 
     @property
     def counts(self) -> dict[str, int]:
@@ -83,7 +97,8 @@ class Found:
 
     ``last_part`` is the highest number of a part; ``debris`` is what a crash left and is to be
     removed, with the parts in ``discarded``, which others have replaced; ``strange`` parts are
-    neither named nor explained.
+    neither named nor explained. ``counted`` are the contributors of parts that an earlier release
+    recorded without them, by file.
     """
 
     snapshot: Snapshot = field(default_factory=lambda: Snapshot({}, {}, [], {}, 0, {}))
@@ -91,6 +106,7 @@ class Found:
     debris: list[Path] = field(default_factory=list)
     strange: list[Path] = field(default_factory=list)
     discarded: list[str] = field(default_factory=list)
+    counted: dict[str, dict[str, dict[str, int]]] = field(default_factory=dict)
 
 
 def look(data_dir: Path) -> Found:
@@ -107,16 +123,23 @@ def look(data_dir: Path) -> Found:
             snapshot = _read_snapshot(connection)
             parts = _query(connection, "SELECT part, file, bytes FROM parts")
             discarded = _query(connection, "SELECT file FROM discarded")
+            uncounted = _parts_without_contributors(connection)
         except (sqlite3.DatabaseError, msgspec.MsgspecError, ValueError) as error:
             raise damaged(data_dir / LEDGER_FILE, error) from error
     folder = data_dir / PARTS_FOLDER
     check_parts(folder, {file: size for _, file, size in parts})
+    counted = {
+        file: count_contributors(read_table(folder / file, _CREDITS)) for file in uncounted
+    }
+    for contributors in counted.values():
+        _credit(snapshot.contributors, contributors)
     last_part = max((part for part, _, _ in parts), default=0)
     named = {file for _, file, _ in parts} | {file for (file,) in discarded}
     debris, strange = look_for_debris(folder, named, last_part)
     for part in debris:
         check_is_debris(part, snapshot.terminal)
-    return Found(snapshot, last_part, debris, strange, [file for (file,) in discarded])
+    files = [file for (file,) in discarded]
+    return Found(snapshot, last_part, debris, strange, files, counted)
 
 
 def _look_without_ledger(data_dir: Path) -> Found:
@@ -144,6 +167,7 @@ def _read_snapshot(connection: Connection) -> Snapshot:
         terminal.setdefault(shard, []).extend(unpack_ranges(packed))
         totals.update(json.loads(counts))
         buffered += sum(json.loads(counts).values())
+    contributors = _contributors(connection)
     leases = [
         RememberedLease(
             lease, session, worker, shard, first, count, unpack_ranges(packed), bool(live), stage
@@ -166,7 +190,38 @@ def _read_snapshot(connection: Connection) -> Snapshot:
             stage: {shard: ranges_of(items) for shard, items in shards.items()}
             for stage, shards in between_stages(connection).items()
         },
+        contributors=contributors,
+        tokens=known_tokens(connection),
+        standings=known_standings(connection),
     )
+
+
+def _contributors(connection: Connection) -> dict[str, Counter[str]]:
+    """Return the rows of each contributor, but for parts that do not say whose theirs are."""
+    found: dict[str, Counter[str]] = {}
+    if "contributors" in columns_of(connection, "parts"):
+        said = "SELECT contributors FROM parts WHERE contributors IS NOT NULL"
+        for (contributors,) in _query(connection, said):
+            _credit(found, json.loads(contributors))
+    for name, counts in _query(connection, "SELECT contributor, counts FROM batches"):
+        if name:
+            _credit(found, {name: json.loads(counts)})
+    return found
+
+
+def _parts_without_contributors(connection: Connection) -> list[str]:
+    """Return the files of parts that an earlier release recorded."""
+    has_column = "contributors" in columns_of(connection, "parts")
+    condition = "WHERE contributors IS NULL" if has_column else ""
+    query = f"SELECT file FROM parts {condition}"  # noqa: S608 - a constant
+    return [file for (file,) in _query(connection, query)]
+
+
+def _credit(
+    found: dict[str, Counter[str]], contributors: Mapping[str, Mapping[str, int]]
+) -> None:
+    for name, counts in contributors.items():
+        found.setdefault(name, Counter()).update(counts)
 
 
 def known_shards(connection: Connection) -> dict[str, KnownShard]:

@@ -61,6 +61,17 @@ def between_stages(connection: Connection) -> dict[int, dict[str, list[int]]]:
     return found
 
 
+def partials_of(connection: Connection, contributor: str) -> dict[str, frozenset[int]]:
+    """Return the items that have a partial with a stage of the contributor's, by shard."""
+    found: dict[str, set[int]] = {}
+    with closing(connection.execute("SELECT shard, item_index, row FROM partials")) as rows:
+        for shard, item, row in rows:
+            stats = msgspec.msgpack.decode(row)["stage_stats"] or ()
+            if any(one.get("contributor") == contributor for one in stats):
+                found.setdefault(shard, set()).add(item)
+    return {shard: frozenset(items) for shard, items in found.items()}
+
+
 def store_partials(
     connection: Connection,
     shard: str,

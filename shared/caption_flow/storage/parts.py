@@ -11,15 +11,16 @@ import os
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from operator import itemgetter
 from pathlib import Path
 from typing import Final
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from caption_flow.protocol.rows import CAPTIONED
+from caption_flow.protocol.rows import CAPTIONED, CREDITED_STATS
 from caption_flow.storage.atomic import fsync_folder
 from caption_flow.storage.errors import StorageError
 from caption_flow.storage.schema import COLUMNS_OF_EVERY_PART, ranges_by_shard
@@ -31,7 +32,10 @@ _TEMPORARY: Final = ".part-*.tmp"
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A part as the ledger records it. ``counts`` maps ``captioned`` and failure kinds to rows."""
+    """A part as the ledger records it. ``counts`` maps ``captioned`` and failure kinds to rows.
+
+    ``contributors`` has such counts for each of them; none for who did only earlier stages.
+    """
 
     number: int
     file: str
@@ -39,6 +43,7 @@ class Part:
     bytes: int
     checksum: str
     counts: dict[str, int]
+    contributors: dict[str, dict[str, int]] = field(default_factory=dict)
 
 
 def part_file(number: int) -> str:
@@ -68,7 +73,15 @@ def write_part(folder: Path, number: int, table: pa.Table) -> Part:
     size = temporary.stat().st_size
     temporary.rename(final)
     fsync_folder(folder)
-    return Part(number, final.name, table.num_rows, size, checksum, count_rows(table))
+    return Part(
+        number,
+        final.name,
+        table.num_rows,
+        size,
+        checksum,
+        count_rows(table),
+        count_contributors(table),
+    )
 
 
 def count_rows(rows: pa.Table | pa.RecordBatch) -> dict[str, int]:
@@ -77,6 +90,29 @@ def count_rows(rows: pa.Table | pa.RecordBatch) -> dict[str, int]:
         rows.column("status").to_pylist(), rows.column("error_kind").to_pylist(), strict=True
     )
     return dict(Counter(CAPTIONED if s == CAPTIONED else (k or "unknown") for s, k in kinds))
+
+
+def count_contributors(rows: pa.Table) -> dict[str, dict[str, int]]:
+    """Count stored rows by contributor, as ``captioned`` or by failure kind.
+
+    Whoever did only earlier stages of rows is named, with no rows.
+    """
+    found: dict[str, dict[str, int]] = {name: {} for name in _of_stages(rows)}
+    columns = (rows.column(name).to_pylist() for name in ("contributor", "status", "error_kind"))
+    for name, status, kind in zip(*columns, strict=True):
+        if name:
+            counted = CAPTIONED if status == CAPTIONED else (kind or "unknown")
+            counts = found.setdefault(name, {})
+            counts[counted] = counts.get(counted, 0) + 1
+    return found
+
+
+def _of_stages(rows: pa.Table) -> list[str]:
+    stats = rows.column("stage_stats")
+    if stats.type != CREDITED_STATS:
+        return []  # a part of an earlier release
+    names = pc.unique(pc.struct_field(pc.list_flatten(stats), "contributor"))
+    return [name for name in names.to_pylist() if name]
 
 
 def count_flags(rows: pa.Table | pa.RecordBatch) -> Counter[str]:

@@ -21,7 +21,13 @@ import pyarrow.compute as pc
 
 from caption_flow.protocol.rows import CAPTIONED, FAILED
 from caption_flow.storage.database import PARTS_FOLDER, pack_ranges, unpack_ranges
-from caption_flow.storage.parts import Part, count_rows, read_table, write_part
+from caption_flow.storage.parts import (
+    Part,
+    count_contributors,
+    count_rows,
+    read_table,
+    write_part,
+)
 from caption_flow.storage.schema import ranges_by_shard
 
 Items = Mapping[str, frozenset[int]]
@@ -58,6 +64,7 @@ class TakenBack:
     write: ReplacePart
     items: Items
     counts: Mapping[str, int]
+    contributors: Mapping[str, Mapping[str, int]]
 
 
 @dataclass(slots=True)
@@ -66,12 +73,16 @@ class Opened:
 
     items: dict[str, frozenset[int]] = field(default_factory=dict)
     counts: Counter[str] = field(default_factory=Counter)
+    contributors: dict[str, Counter[str]] = field(default_factory=dict)
+    """The same counts by contributor."""
 
     def add(self, taken: TakenBack) -> None:
         """Add one part's share."""
         for shard, items in taken.items.items():
             self.items[shard] = self.items.get(shard, frozenset()) | items
         self.counts.update(taken.counts)
+        for name, counts in taken.contributors.items():
+            self.contributors.setdefault(name, Counter()).update(counts)
 
 
 def record_part(
@@ -79,7 +90,7 @@ def record_part(
 ) -> None:
     """Name a part that is on disk, with the items it holds."""
     connection.execute(
-        "INSERT INTO parts VALUES (?, ?, ?, ?, ?, ?, ?)",
+        "INSERT INTO parts VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
         (
             part.number,
             part.file,
@@ -88,6 +99,7 @@ def record_part(
             part.checksum,
             json.dumps(part.counts),
             time.time(),
+            json.dumps(part.contributors),
         ),
     )
     connection.executemany(
@@ -118,6 +130,33 @@ def parts_with_failures(connection: Connection, kind: str | None) -> list[tuple[
             if any(name != CAPTIONED and kind in {None, name} for name in json.loads(counts))
         }
     return _files(connection, found)
+
+
+def parts_with_contributor(connection: Connection, name: str) -> list[tuple[int, str]]:
+    """Return number and file of the parts with rows, or stages of rows, of one contributor."""
+    with closing(connection.execute("SELECT part, contributors FROM parts")) as rows:
+        found = {
+            int(part): None
+            for part, contributors in rows
+            if contributors is None or name in json.loads(contributors)
+        }
+    return _files(connection, found)
+
+
+def rows_of(contributor: str) -> Select:
+    """Select the rows that a contributor had any part in."""
+
+    def select(table: pa.Table) -> pa.Array:
+        columns = (table.column(one).to_pylist() for one in ("contributor", "stage_stats"))
+        return pa.array(
+            [
+                contributor in {name, *(one.get("contributor") for one in stats or ())}
+                for name, stats in zip(*columns, strict=True)
+            ],
+            pa.bool_(),
+        )
+
+    return select
 
 
 def these_items(items: Items) -> Select:
@@ -170,7 +209,10 @@ def rewrite(
             for shard, spans in ranges_by_shard(gone).items()
         }
         yield TakenBack(
-            ReplacePart(number, file, new, ranges_by_shard(kept)), items, count_rows(gone)
+            ReplacePart(number, file, new, ranges_by_shard(kept)),
+            items,
+            count_rows(gone),
+            count_contributors(gone),
         )
 
 

@@ -28,7 +28,7 @@ from caption_flow.storage.database import (
 from caption_flow.storage.errors import StorageError, StorageFullError, is_disk_full
 from caption_flow.storage.lock import FolderLock
 from caption_flow.storage.opening import Found, look
-from caption_flow.storage.partials import Partial, read_partials
+from caption_flow.storage.partials import Partial, partials_of, read_partials
 from caption_flow.storage.parts import remove_discarded, write_part
 from caption_flow.storage.reader import read_buffered
 from caption_flow.storage.reopen import (
@@ -37,9 +37,11 @@ from caption_flow.storage.reopen import (
     Select,
     TakenBack,
     failures,
+    parts_with_contributor,
     parts_with_failures,
     parts_with_items,
     rewrite,
+    rows_of,
     these_items,
 )
 from caption_flow.storage.schema import conform, ranges_by_shard, unify
@@ -144,6 +146,15 @@ class RunStore:
         find = partial(parts_with_failures, kind=kind)
         return await self._to_its_end(partial(self._take_back, find, failures(kind)))
 
+    async def reopen_contributor(self, name: str) -> Opened:
+        """Take back the rows that a contributor had any part in; see `reopen`."""
+        find = partial(parts_with_contributor, name=name)
+        return await self._to_its_end(partial(self._take_back, find, rows_of(name)))
+
+    async def partials_of(self, name: str) -> dict[str, frozenset[int]]:
+        """Return the items between stages, by shard, that a contributor had any part in."""
+        return await asyncio.to_thread(self._read_partials_of, name)
+
     async def partials(self, shard: str, items: Collection[int]) -> dict[int, Partial]:
         """Return what the stages gave to items that are between two of them."""
         return await asyncio.to_thread(self._read_partials, shard, items)
@@ -227,6 +238,13 @@ class RunStore:
         with closing(connection):
             return read_partials(connection, shard, items)
 
+    def _read_partials_of(self, name: str) -> dict[str, frozenset[int]]:
+        connection = open_for_reading(self.data_dir)
+        if connection is None:
+            return {}
+        with closing(connection):
+            return partials_of(connection, name)
+
     def _rewrite(self, part: tuple[int, str], select: Select) -> TakenBack | None:
         try:
             return next(rewrite(self.data_dir, [part], select, self._last_part + 1), None)
@@ -239,6 +257,10 @@ class RunStore:
             log.warning("a part that the ledger does not name is ignored", part=part.name)
         remove_discarded(self.data_dir / PARTS_FOLDER, found.discarded)
         self._connection.execute("DELETE FROM discarded")
+        self._connection.executemany(
+            "UPDATE parts SET contributors = ? WHERE file = ?",
+            [(json.dumps(counts), file) for file, counts in found.counted.items()],
+        )
         for part in found.debris:
             part.unlink(missing_ok=True)
 

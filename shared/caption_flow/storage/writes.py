@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Collection, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from sqlite3 import Connection
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 import pyarrow as pa
@@ -31,6 +31,10 @@ from caption_flow.storage.partials import Credit, complete_rows, read_partials, 
 from caption_flow.storage.parts import Part, count_flags, count_rows
 from caption_flow.storage.ranges import ranges_of
 from caption_flow.storage.reopen import record_part
+
+Answer = str | None
+"""What a row says of its item: its texts in one, or None if it failed."""
+_COMPARED_CHARACTERS: Final = 4000
 
 _INSERT_BATCH = """
 INSERT INTO batches (shard, chunk_first, ranges, counts, contributor, worker, committed_at, rows)
@@ -59,8 +63,11 @@ class CommitRows:
     worker: str
     optional_fields: frozenset[str] = frozenset()
     leg: Leg | None = None
+    compared: Collection[int] = ()
+    """Items whose answers are wanted in ``answers``."""
     counts: dict[str, int] = field(default_factory=dict)
     flags: Counter[str] = field(default_factory=Counter)
+    answers: dict[int, Answer] = field(default_factory=dict)
 
     def prepare(self) -> None:
         """Validate the rows and drop those that are not accepted; raises `ProtocolError`."""
@@ -75,6 +82,7 @@ class CommitRows:
         _check_states(rows, fields, self.optional_fields)
         if self.leg is not None and not self.leg.is_last and self.counts.get(CAPTIONED):
             raise ProtocolError("a captioned result row comes from a worker without the last stage")
+        self.answers = _answers(rows, self.output_fields, self.compared)
 
     def apply(self, connection: Connection) -> None:
         """Insert the batch; nothing when no row is accepted."""
@@ -102,6 +110,29 @@ class CommitRows:
                 payload,
             ),
         )
+
+
+@dataclass(slots=True)
+class CompareRows:
+    """Look at rows that a worker made of items which have rows already; nothing is stored.
+
+    It goes through the queue of all writes, since an acknowledgement covers those before it.
+    """
+
+    items: tuple[int, ...]
+    payload: bytes
+    output_fields: tuple[str, ...]
+    optional_fields: frozenset[str] = frozenset()
+    answers: dict[int, Answer] = field(default_factory=dict)
+
+    def prepare(self) -> None:
+        """Validate the rows; raises `ProtocolError`."""
+        rows = _accepted_rows(self.payload, self.output_fields, self.items, self.items)
+        _check_states(rows, self.output_fields, self.optional_fields)
+        self.answers = _answers(rows, self.output_fields, self.items)
+
+    def apply(self, connection: Connection) -> None:
+        """Nothing to store."""
 
 
 @dataclass(slots=True)
@@ -153,6 +184,22 @@ def _accepted_rows(
     if tuple(rows.column("item_index").to_pylist()) != items:
         raise ProtocolError("the rows of a result batch are not the items it names")
     return rows if len(accepted) == len(items) else rows.take(pa.array(accepted))
+
+
+def _answers(
+    rows: pa.RecordBatch, fields: Sequence[str], wanted: Collection[int]
+) -> dict[int, Answer]:
+    """Return what rows say of some items: all their texts one after the other, or None."""
+    if not wanted:
+        return {}
+    columns = [rows.column(name).to_pylist() for name in fields]
+    status = rows.column("status").to_pylist()
+    answers: dict[int, Answer] = {}
+    for at, item in enumerate(rows.column("item_index").to_pylist()):
+        if item in wanted:
+            texts = " ".join(text for column in columns for text in column[at] or ())
+            answers[item] = texts[:_COMPARED_CHARACTERS] if status[at] == CAPTIONED else None
+    return answers
 
 
 def _check_states(
