@@ -10,7 +10,8 @@ from typing import cast
 
 from caption_flow.config.dataset import DatasetConfig
 from caption_flow.config.orchestrator import OrchestratorConfig
-from caption_flow.orchestrator.server.auth import Identity, Role, TokenTable
+from caption_flow.orchestrator.core.spot_checks import CheckPolicy
+from caption_flow.orchestrator.server.auth import Identity, Role, TokenTable, digest_of
 from caption_flow.orchestrator.service import Orchestrator, Settings
 from caption_flow.orchestrator.sources.base import RunFolder, Source
 from caption_flow.orchestrator.sources.registry import source_for
@@ -21,14 +22,17 @@ from caption_flow.storage.writer import Write
 
 async def assemble(
     config: OrchestratorConfig,
-    tokens: Iterable[tuple[str, str, str]],
+    tokens: Iterable[tuple[str, str, str] | Identity],
     *,
     tls: ssl.SSLContext | None = None,
     limit: int | None = None,
     skip: Callable[[bytes], bool] | None = None,
     resume_leases: bool = True,
 ) -> Orchestrator:
-    """Open everything a run needs. ``tokens`` are (role, name, token).
+    """Open everything a run needs.
+
+    ``tokens`` are the configuration's (see `identities_of`), and (role, name, token) of those that
+    this process made: reading the configuration anew does not touch them.
 
     ``limit`` narrows the dataset, ``skip`` a folder of files; see `LocalSource`. ``resume_leases``
     is false when the workers of earlier days are known to be gone.
@@ -46,8 +50,14 @@ async def assemble(
         store.release()
         raise
     table = TokenTable()
-    for role, name, token in tokens:
-        table.add(token, Identity(cast("Role", role), name))
+    configured = []
+    for one in tokens:
+        if isinstance(one, Identity):
+            configured.append(one)
+        else:
+            role, name, token = one
+            table.add(token, Identity(cast("Role", role), name))
+    table.replace(configured)
     return Orchestrator(
         settings_of(config, tls),
         config.recipe(),
@@ -59,6 +69,15 @@ async def assemble(
         mock_results=config.mock_results,
         resume_leases=resume_leases,
     )
+
+
+def identities_of(config: OrchestratorConfig) -> list[Identity]:
+    """Return whom a configuration lets in. Raises `SecretError`."""
+    entries = () if config.auth is None else config.auth.entries()
+    return [
+        Identity(role, entry.name, entry.limits, digest_of(entry.token.reveal()))
+        for role, entry in entries
+    ]
 
 
 def settings_of(config: OrchestratorConfig, tls: ssl.SSLContext | None) -> Settings:
@@ -73,6 +92,12 @@ def settings_of(config: OrchestratorConfig, tls: ssl.SSLContext | None) -> Setti
         max_attempts=config.max_attempts,
         checkpoint_interval=config.storage.checkpoint_interval,
         checkpoint_rows=config.storage.caption_buffer_size,
+        checks=CheckPolicy(
+            share=config.spot_checks.share,
+            threshold=config.spot_checks.threshold,
+            min_samples=config.spot_checks.min_samples,
+            revokes=config.spot_checks.on_cheat == "revoke",
+        ),
     )
 
 

@@ -8,6 +8,7 @@ whatever blocks (SQLite, Parquet, listing, describing) runs in threads.
 from __future__ import annotations
 
 import asyncio
+import secrets
 import ssl
 import time
 from collections import Counter
@@ -30,11 +31,14 @@ import msgspec
 import structlog
 from websockets.asyncio.server import Server
 
+from caption_flow.orchestrator.checking import Checking
 from caption_flow.orchestrator.core import events as ev
 from caption_flow.orchestrator.core.ledger import Ledger, Policy, StoredLease
 from caption_flow.orchestrator.core.progress import Progress, Tally
 from caption_flow.orchestrator.core.ranges import RangeSet
-from caption_flow.orchestrator.server.auth import TokenTable
+from caption_flow.orchestrator.core.spot_checks import CheckPolicy
+from caption_flow.orchestrator.membership import Membership
+from caption_flow.orchestrator.server.auth import Identity, TokenTable
 from caption_flow.orchestrator.server.conversation import (
     MOST_UNACKNOWLEDGED,
     Conversations,
@@ -68,6 +72,7 @@ from caption_flow.protocol.messages import (
     GrantedLease,
     Image,
     ItemDescription,
+    LeaseId,
     Limits,
     Message,
     Recall,
@@ -85,11 +90,13 @@ from caption_flow.storage.opening import RememberedLease, Snapshot
 from caption_flow.storage.partials import ForgetPartials, Partial
 from caption_flow.storage.reopen import Opened
 from caption_flow.storage.store import RunStore
+from caption_flow.storage.writer import Write
 from caption_flow.storage.writes import (
     CatalogEntry,
     CommitFailure,
     CommitPartials,
     CommitRows,
+    CompareRows,
     EndLease,
     ForgetLease,
     ListShard,
@@ -106,6 +113,7 @@ Holder = Literal["disk", "drain", "admin"]
 
 _TICK_SECONDS: Final = 0.5
 _PROGRESS_SECONDS: Final = 5.0
+_SEED: Final = "spot_check_seed"
 _QUARANTINED: Final = "quarantined"
 _GRANT_BYTES: Final = MAX_FRAME_BYTES // 8
 """Texts of earlier stages and columns in one message, about; a lease with more comes in several."""
@@ -125,6 +133,7 @@ class Settings:
     checkpoint_interval: float = 60.0
     checkpoint_rows: int = 1000
     drain_seconds: float = 10.0
+    checks: CheckPolicy = CheckPolicy()
 
 
 class Orchestrator:
@@ -176,7 +185,17 @@ class Orchestrator:
         self._flags: Counter[str] = Counter()
         """Rows of this orchestrator's own time by flag; what was stored before is in the parts."""
         self._buffered = store.snapshot.buffered
-        self.steering = Steersman(self, tokens)
+        self.membership = Membership(tokens, store.snapshot, self)
+        self._seed = store.snapshot.meta.get(_SEED) or secrets.token_hex(32)
+        self.checking = Checking(
+            settings.checks,
+            bytes.fromhex(self._seed),
+            store.snapshot.standings,
+            self.membership,
+            self,
+            patience_seconds=settings.lease_seconds,
+        )
+        self.steering = Steersman(self, self.membership)
         self._conversations = Conversations(self, self.steering)
         self._tasks: set[asyncio.Task[None]] = set()
         self._checkpoint_due = asyncio.Event()
@@ -278,6 +297,8 @@ class Orchestrator:
                 self._spawn(self._list_dataset(), "listing")
                 self._spawn(self._tick(), "clock")
                 self._spawn(self._checkpoint_regularly(), "checkpoints")
+                for name in list(self.checking.unfinished):
+                    self.cut_off(name)
                 await self._ending.wait()
                 if self._failure is None:
                     await self._let_workers_finish()
@@ -307,6 +328,33 @@ class Orchestrator:
         self._held.discard(holder)
         if not self._held:
             self.apply(ev.Resumed())
+
+    def end_sessions(self, verdict: Callable[[Identity], str | None]) -> None:
+        """End the sessions for whose token there is a reason to; their leases go back at once."""
+        for closing in self._conversations.end(verdict):
+            self._keep(closing)
+
+    def write(self, write: Write) -> asyncio.Future[None]:
+        """Queue a write; the future is done when it is durable, and the run ends if it fails."""
+        future = self._store.write(write)
+        self._watch(future)
+        return future
+
+    def cut_off(self, name: str) -> None:
+        """Let a contributor in no more, and have all that it had a part in done again."""
+        self._spawn(self._cut_off(name), f"cutting {name} off")
+
+    async def _cut_off(self, name: str) -> None:
+        why = "its answers differ from what others say of the same images"
+        # When this is durable, so is whatever the contributor had on its way.
+        await self.membership.revoke(self.membership.of(name), why)
+        between = await self._store.partials_of(name)
+        for shard, items in between.items():
+            self.apply(ev.Rewound(shard, items))
+        await self._store.write(ForgetPartials(between))
+        counts = await self._take_back(self._store.reopen_contributor(name))
+        log.warning("all of a contributor is done again", who=name, items=sum(counts.values()))
+        self.checking.cut_off_is_done(name, self._clock())
 
     async def retry_failed(self, kind: str | None) -> Mapping[str, int]:
         """Take failed rows back and have their items done again; return how many of each kind.
@@ -439,6 +487,7 @@ class Orchestrator:
         """Have items done again once their rows are gone from the disk; return counts by kind."""
         opened = await opening
         self._tally.take_back(opened.counts)
+        self.membership.take_back(opened.contributors)
         for shard, indices in opened.items.items():
             self.apply(ev.Reopened(shard, tuple(sorted(indices))))
         return opened.counts
@@ -448,6 +497,8 @@ class Orchestrator:
         while True:
             await asyncio.sleep(_TICK_SECONDS)
             self.apply(ev.Ticked())
+            self.membership.expire()
+            self.checking.look(self._clock())
             if self._clock() - told >= _PROGRESS_SECONDS:
                 told = self._clock()
                 self._warn_of_stages()
@@ -514,6 +565,7 @@ class Orchestrator:
                 "dataset": self._dataset,
                 "recipe": self._recipe.fingerprint,
                 "output_fields": "\n".join(self._recipe.output_fields),
+                _SEED: self._seed,
             }
         )
 
@@ -537,13 +589,23 @@ class Orchestrator:
             total=self._ledger.found if self._ledger.listed else None,
         )
 
+    def refusal(self, link: Link) -> str | None:
+        """See `Leader`."""
+        return self.membership.refusal(link)
+
+    def lets_in(self, identity: Identity) -> bool:
+        """See `Leader`."""
+        return self.membership.lets_in(identity)
+
     def serves(self, link: Link) -> frozenset[int]:
         """See `Leader`."""
         return positions(self._recipe, link.stages)
 
     def shard_to_read(self, link: Link, lease: int, items: tuple[int, ...]) -> str | None:
         """See `Leader`."""
-        return self._ledger.may_read(link.session, lease, items)
+        return self.checking.shard_to_read(link.session, lease, items) or self._ledger.may_read(
+            link.session, lease, items
+        )
 
     async def read_image(self, lease: int, shard: str, item: int) -> Image:
         """See `Leader`."""
@@ -563,6 +625,7 @@ class Orchestrator:
         self, event: ev.Event, *, link: Link | None = None, payload: bytes = b""
     ) -> None:
         """See `Leader`."""
+        event = self._beside_the_ledger(event, link, payload)
         for effect in self._ledger.handle(event, now=self._clock()):
             match effect:
                 case ev.Commit():
@@ -577,20 +640,41 @@ class Orchestrator:
                     self._watch(self._store.write(EndLease(lease)))
                 case ev.ForgetLease(lease):
                     self._watch(self._store.write(ForgetLease(lease)))
-                case ev.Wait(session, seconds, all_handed_out):
-                    self._tell(session, Wait(seconds, all_handed_out))
+                case ev.Wait(session, seconds, all_handed_out, rationed):
+                    self._tell_to_wait(session, Wait(seconds, all_handed_out), rationed=rationed)
                 case ev.Trim(session, lease, items):
                     self._tell(session, Trim(lease, items))
                 case ev.Recall(session):
                     self._tell(session, Recall())
                 case ev.Refuse(session, reason):
-                    self._refuse(session, reason)
+                    self.refuse(session, reason)
                 case ev.Finish(session):
                     self._finish(session)
                 case _:
                     assert_never(effect)
         if self._ledger.pending or self._ledger.finished:
             self.something_to_do.set()
+        if isinstance(event, ev.Wanted):
+            self.checking.look(self._clock())
+
+    def _beside_the_ledger(self, event: ev.Event, link: Link | None, payload: bytes) -> ev.Event:
+        """Have an event heard that concerns others, too; return what of it concerns the ledger."""
+        match event:
+            case ev.Reported() | ev.Released():
+                if self.checking.takes(event, link, payload):
+                    return ev.Heard(event.session)
+            case ev.SessionJoined(session) if session in self._conversations.links:
+                self.membership.ration(self._conversations.links[session].identity)
+                self.checking.notices(event)
+            case _:
+                self.checking.notices(event)
+        return event
+
+    def _tell_to_wait(self, session: str, wait: Wait, *, rationed: bool) -> None:
+        link = self._conversations.links.get(session)
+        if link is not None:
+            reason = self.membership.exhausted(link) if rationed else ""
+            link.outgoing.send(msgspec.structs.replace(wait, reason=reason))
 
     def _tell(self, session: str, message: Message) -> None:
         link = self._conversations.links.get(session)
@@ -600,6 +684,8 @@ class Orchestrator:
     def _commit(self, effect: ev.Commit, link: Link | None, payload: bytes) -> None:
         leg = Leg(self._recipe, effect.stage, effect.reach)
         contributor = "" if link is None else link.contributor
+        rows = [effect.items[at] for at in effect.accepted]
+        payload = payload if rows else b""
         write: CommitRows | CommitPartials
         if effect.partial:
             write = CommitPartials(
@@ -623,7 +709,11 @@ class Orchestrator:
                 worker=effect.worker,
                 optional_fields=self._recipe.optional_fields,
                 leg=leg,
+                known_kinds=self.membership.contributors.kinds(contributor),
             )
+            self.membership.contributors.set_out(contributor, len(rows))
+            if link is not None and not effect.stage and leg.is_last:
+                write.compared = self.checking.chosen(link, effect.shard, rows)
         future = self._store.write(write)
         future.add_done_callback(partial(self._committed, effect, write, link))
 
@@ -637,16 +727,21 @@ class Orchestrator:
         if link is not None:
             link.unacknowledged.release()
         error = None if done.cancelled() else done.exception()
+        if isinstance(write, CommitRows):
+            counts = {} if error is not None or done.cancelled() else write.counts
+            self.membership.contributors.arrive(write.contributor, len(write.accepted), counts)
         if isinstance(error, ProtocolError):
             if link is not None:
                 link.refused = True
             self.apply(ev.CommitRejected(effect.ticket))
-            self._refuse(effect.session, str(error))
+            self.refuse(effect.session, str(error))
         elif error is not None or done.cancelled():
             self._cannot_store(error)
         else:
             self._count(write.counts)
             self._flags.update(write.flags)
+            if link is not None and isinstance(write, CommitRows):
+                self.checking.stored(link, write, self._clock())
             self.apply(ev.Committed(effect.ticket))
             if link is not None and not link.refused:
                 link.outgoing.acknowledge(effect.seq)
@@ -709,6 +804,38 @@ class Orchestrator:
         self._watch(remembered)
         return remembered
 
+    def grant_checks(self, link: Link, lease: LeaseId, shard: str, items: tuple[int, ...]) -> None:
+        """Send a worker items to do, as any others; no disk has to know of it."""
+        granted = GrantedLease(lease, shard, f"{shard}:{items[0]}", ())
+        self._spawn(self._send_checks(link, granted, items), f"grant {lease}")
+
+    async def _send_checks(self, link: Link, lease: GrantedLease, items: tuple[int, ...]) -> None:
+        found = await asyncio.to_thread(_describe, self._source, lease.shard, items)
+        for parcel in _parcels(tuple(_description_of(item) for item in found)):
+            link.outgoing.send(Grant((msgspec.structs.replace(lease, items=parcel),)))
+
+    def may_check(self, link: Link) -> bool:
+        """Tell whether a worker runs every stage."""
+        return len(self.serves(link)) == len(self._recipe.stages)
+
+    def may_hold_more(self, link: Link) -> bool:
+        """Tell whether a worker may be given a lease beside those it has."""
+        return self._ledger.may_hold_more(link.session)
+
+    def reserve_lease(self) -> LeaseId:
+        """Return a number that no lease has or will have."""
+        return self._ledger.reserve_lease()
+
+    @property
+    def all_terminal(self) -> bool:
+        """Whether every item of the run has its row."""
+        return self._ledger.all_terminal
+
+    def compare(self, items: tuple[int, ...], payload: bytes) -> CompareRows:
+        """Return the write that looks at rows of the run's recipe."""
+        recipe = self._recipe
+        return CompareRows(items, payload, recipe.output_fields, recipe.optional_fields)
+
     async def _send_grant(
         self, link: Link, effect: ev.Grant, remembered: asyncio.Future[None]
     ) -> None:
@@ -729,7 +856,8 @@ class Orchestrator:
         for parcel in _parcels(items):
             link.outgoing.send(Grant((msgspec.structs.replace(lease, items=parcel),)))
 
-    def _refuse(self, session: str, reason: str) -> None:
+    def refuse(self, session: str, reason: str) -> None:
+        """Close a session that broke the protocol."""
         closing = self._conversations.drop(session, reason)
         if closing is not None:
             self._keep(closing)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Literal, Protocol
 
+from caption_flow.orchestrator.checking import Checking
 from caption_flow.orchestrator.core.progress import Progress
-from caption_flow.orchestrator.server.auth import TokenTable
+from caption_flow.orchestrator.membership import Membership
 from caption_flow.orchestrator.server.conversation import Link
 from caption_flow.orchestrator.server.observers import SteeringError
 from caption_flow.protocol.messages import AddToken, Done
@@ -24,6 +25,11 @@ class Run(Protocol):
     @property
     def is_complete(self) -> bool:
         """Whether every item is captioned or failed."""
+        ...
+
+    @property
+    def checking(self) -> Checking:
+        """The spot checks."""
         ...
 
     @property
@@ -79,9 +85,9 @@ class Run(Protocol):
 class Steersman:
     """Answers observers; see `caption_flow.orchestrator.server.observers.Steering`."""
 
-    def __init__(self, run: Run, tokens: TokenTable) -> None:
+    def __init__(self, run: Run, members: Membership) -> None:
         self._run = run
-        self._tokens = tokens
+        self._members = members
 
     def report(self) -> dict[str, object]:
         """See `Steering`."""
@@ -100,6 +106,7 @@ class Steersman:
             "eta_seconds": now.eta_seconds,
             "trouble": None if self._run.trouble is None else str(self._run.trouble),
             "workers": [self._worker(link) for link in self._run.links],
+            "contributors": self._members.report(self._run.checking.standings()),
         }
 
     def _worker(self, link: Link) -> dict[str, object]:
@@ -161,12 +168,14 @@ class Steersman:
 
     async def add_token(self, asked: AddToken) -> Done:
         """See `Steering`."""
-        raise NotImplementedError
+        added = await self._members.add(asked)
+        self._run.checking.forgive(asked.name)
+        return added
 
     async def remove_token(self, name: str) -> Done:
         """See `Steering`."""
-        raise NotImplementedError
+        return await self._members.remove(name)
 
     def list_tokens(self) -> Done:
         """See `Steering`."""
-        raise NotImplementedError
+        return self._members.listed()

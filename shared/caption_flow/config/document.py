@@ -14,7 +14,7 @@ from pydantic.fields import FieldInfo
 from caption_flow.config.monitor import MonitorConfig
 from caption_flow.config.orchestrator import OrchestratorConfig
 from caption_flow.config.secret import Secret
-from caption_flow.config.section import INFERRED, INSTEAD, OpenSection, Section
+from caption_flow.config.section import INFERRED, INSTEAD, Moment, OpenSection, Section
 from caption_flow.config.spelling import section_of
 from caption_flow.config.vllm import EngineKeys
 from caption_flow.config.worker import WorkerConfig
@@ -166,6 +166,8 @@ def _type_name(annotation: Any) -> str:
     origin = get_origin(annotation)
     if origin is Literal:
         return ", ".join(f"`{choice}`" for choice in arguments)
+    if annotation == Moment:
+        return "day or moment"
     if origin is Annotated:
         return _type_name(arguments[0])
     if origin in (Union, types.UnionType):

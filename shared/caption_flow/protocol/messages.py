@@ -8,7 +8,7 @@ on behalf of the sender, except `ItemDescription.place`, which an orchestrator t
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, NewType
+from typing import Annotated, Any, Final, Literal, NewType
 
 import msgspec
 
@@ -19,8 +19,11 @@ WorkerName = Annotated[str, msgspec.Meta(max_length=200)]
 SessionId = Annotated[str, msgspec.Meta(min_length=16, max_length=64)]
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]
 Index = Annotated[int, msgspec.Meta(ge=0, le=2**48)]
-HeldItems = dict[int, tuple[Index, ...]]
+ShortText = Annotated[str, msgspec.Meta(max_length=200)]
+Items = Annotated[tuple[Index, ...], msgspec.Meta(max_length=2**20)]
+HeldItems = Annotated[dict[int, Items], msgspec.Meta(max_length=100_000)]
 """Items by lease."""
+MAX_BATCH_ROWS: Final = 4096
 
 
 class Message(msgspec.Struct, frozen=True, tag_field="type", omit_defaults=True):
@@ -128,13 +131,13 @@ class Hello(Message, frozen=True, tag="hello"):
 
     name: WorkerName
     session: SessionId
-    version: str = ""
-    engine: str = ""
-    device: str = ""
+    version: ShortText = ""
+    engine: ShortText = ""
+    device: ShortText = ""
     leases: HeldItems = {}
     """What the worker still has of each lease: items to do, in work, or done and not acknowledged.
     What it does not name is handed out again."""
-    stages: tuple[str, ...] = ()
+    stages: Annotated[tuple[ShortText, ...], msgspec.Meta(max_length=100)] = ()
     """The stages that the worker runs; none stands for all."""
 
 
@@ -163,7 +166,7 @@ class Results(Message, frozen=True, tag="results"):
 
     seq: Annotated[int, msgspec.Meta(ge=1)]
     lease: int
-    items: tuple[Index, ...]
+    items: Annotated[tuple[Index, ...], msgspec.Meta(max_length=MAX_BATCH_ROWS)]
     rows: bytes
     reached: Count | None = None
 
@@ -172,7 +175,7 @@ class Fetch(Message, frozen=True, tag="fetch"):
     """Ask for the bytes of items of a lease that the worker cannot read itself."""
 
     lease: int
-    items: tuple[Index, ...]
+    items: Annotated[tuple[Index, ...], msgspec.Meta(max_length=MAX_BATCH_ROWS)]
 
 
 class Release(Message, frozen=True, tag="release"):
@@ -183,7 +186,7 @@ class Release(Message, frozen=True, tag="release"):
 
     lease: int
     engine_died: bool = False
-    suspects: tuple[Index, ...] = ()
+    suspects: Annotated[tuple[Index, ...], msgspec.Meta(max_length=2**16)] = ()
     reason: str = ""
 
 
@@ -196,7 +199,7 @@ class Recalled(Message, frozen=True, tag="recalled"):
 class Heartbeat(Message, frozen=True, tag="heartbeat"):
     """Sent in silence, so that leases stay alive; ``stats`` are numbers for people."""
 
-    stats: dict[str, float] = {}
+    stats: Annotated[dict[ShortText, float], msgspec.Meta(max_length=100)] = {}
 
 
 # --------------------------------------------------------------------------- orchestrator -> worker
@@ -224,10 +227,12 @@ class Wait(Message, frozen=True, tag="wait"):
     """Nothing to hand out now; ask again after ``seconds``.
 
     ``all_handed_out``: nothing is left of the run but what workers are at, as far as is known.
+    ``reason`` is for people, where it is not simply that.
     """
 
     seconds: float
     all_handed_out: bool = False
+    reason: str = ""
 
 
 class Ack(Message, frozen=True, tag="ack"):

@@ -128,9 +128,7 @@ def look(data_dir: Path) -> Found:
             raise damaged(data_dir / LEDGER_FILE, error) from error
     folder = data_dir / PARTS_FOLDER
     check_parts(folder, {file: size for _, file, size in parts})
-    counted = {
-        file: count_contributors(read_table(folder / file, _CREDITS)) for file in uncounted
-    }
+    counted = {file: count_contributors(read_table(folder / file, _CREDITS)) for file in uncounted}
     for contributors in counted.values():
         _credit(snapshot.contributors, contributors)
     last_part = max((part for part, _, _ in parts), default=0)
@@ -217,9 +215,7 @@ def _parts_without_contributors(connection: Connection) -> list[str]:
     return [file for (file,) in _query(connection, query)]
 
 
-def _credit(
-    found: dict[str, Counter[str]], contributors: Mapping[str, Mapping[str, int]]
-) -> None:
+def _credit(found: dict[str, Counter[str]], contributors: Mapping[str, Mapping[str, int]]) -> None:
     for name, counts in contributors.items():
         found.setdefault(name, Counter()).update(counts)
 

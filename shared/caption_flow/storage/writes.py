@@ -20,6 +20,7 @@ from caption_flow.protocol.rows import (
     FAILED,
     PARTIAL,
     Row,
+    check_bounds,
     decode_rows,
     encode_batch,
     encode_rows,
@@ -35,6 +36,8 @@ from caption_flow.storage.reopen import record_part
 Answer = str | None
 """What a row says of its item: its texts in one, or None if it failed."""
 _COMPARED_CHARACTERS: Final = 4000
+MOST_KINDS: Final = 64
+"""Of rows of one contributor, by failure: they are counted for ever, and shown."""
 
 _INSERT_BATCH = """
 INSERT INTO batches (shard, chunk_first, ranges, counts, contributor, worker, committed_at, rows)
@@ -65,6 +68,8 @@ class CommitRows:
     leg: Leg | None = None
     compared: Collection[int] = ()
     """Items whose answers are wanted in ``answers``."""
+    known_kinds: Collection[str] = ()
+    """The kinds of rows that the contributor has brought before."""
     counts: dict[str, int] = field(default_factory=dict)
     flags: Counter[str] = field(default_factory=Counter)
     answers: dict[int, Answer] = field(default_factory=dict)
@@ -82,6 +87,8 @@ class CommitRows:
         _check_states(rows, fields, self.optional_fields)
         if self.leg is not None and not self.leg.is_last and self.counts.get(CAPTIONED):
             raise ProtocolError("a captioned result row comes from a worker without the last stage")
+        if len({*self.counts, *self.known_kinds}) > MOST_KINDS:
+            raise ProtocolError(f"the rows of one contributor have more than {MOST_KINDS} kinds")
         self.answers = _answers(rows, self.output_fields, self.compared)
 
     def apply(self, connection: Connection) -> None:
@@ -183,6 +190,7 @@ def _accepted_rows(
     rows = decode_rows(payload, fields)
     if tuple(rows.column("item_index").to_pylist()) != items:
         raise ProtocolError("the rows of a result batch are not the items it names")
+    check_bounds(rows)
     return rows if len(accepted) == len(items) else rows.take(pa.array(accepted))
 
 

@@ -102,19 +102,23 @@ class Suspicion:
     def __init__(self) -> None:
         self._failures: OrderedDict[str, int] = OrderedDict()
 
-    def refuse(self, address: str) -> tuple[float, bool]:
-        """Note one more wrong token; return the seconds to wait before answering.
-
-        And whether that is worth a line in the log: the first is, the second, the fourth, and so
-        on, so that nobody fills a disk with lines.
-        """
+    def refuse(self, address: str) -> float:
+        """Note one more wrong token; return the seconds to wait before answering."""
         network = network_of(address)
         failures = self._failures.pop(network, 0) + 1
         self._failures[network] = failures
         if len(self._failures) > _MOST_ADDRESSES:
             self._failures.popitem(last=False)
         delay = _FIRST_DELAY_SECONDS * 2.0 ** min(failures - 1, 16)
-        return min(delay, _LONGEST_DELAY_SECONDS), not failures & (failures - 1)
+        return min(delay, _LONGEST_DELAY_SECONDS)
+
+    def is_worth_a_line(self, address: str) -> bool:
+        """Tell whether to log the last refusal: the first, second, fourth, eighth and so on.
+
+        Nobody is to fill a disk with lines.
+        """
+        failures = self._failures.get(network_of(address), 0)
+        return not failures & (failures - 1)
 
     def trust(self, address: str) -> None:
         """Forget an address's wrong tokens: it has offered a right one."""

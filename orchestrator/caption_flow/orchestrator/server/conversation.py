@@ -6,7 +6,8 @@ Knows messages and who may send them. What an event leads to is the leader's bus
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Mapping
+import math
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
@@ -17,14 +18,16 @@ from websockets.exceptions import ConnectionClosed
 from caption_flow.orchestrator.core import events as ev
 from caption_flow.orchestrator.server.auth import Identity
 from caption_flow.orchestrator.server.observers import Steering, serve_observer
+from caption_flow.orchestrator.server.pace import WORKER_MESSAGES_PER_SECOND, Pace
 from caption_flow.orchestrator.server.session import NORMAL, POLICY_VIOLATION, Outgoing, close
-from caption_flow.protocol.codec import ProtocolError, decode_from_worker
+from caption_flow.protocol.codec import ProtocolError, decode_from_worker, encode
 from caption_flow.protocol.messages import (
     Drain,
     Fetch,
     Heartbeat,
     Hello,
     Image,
+    Problem,
     Recalled,
     Release,
     Results,
@@ -50,7 +53,8 @@ class Link:
     outgoing: Outgoing
     session: str
     worker: str
-    contributor: str
+    identity: Identity
+    """Whose token it came with, as it was when the session began."""
     stages: tuple[str, ...] = ()
     """The stages that it runs; none stands for all."""
     unacknowledged: asyncio.Semaphore = field(
@@ -61,6 +65,13 @@ class Link:
     stats: Mapping[str, float] = field(default_factory=dict)
     refused: bool = False
     """It broke the protocol: an acknowledgement would vouch for what was refused, too."""
+    ended: bool = False
+    """Nothing that it says counts any more."""
+
+    @property
+    def contributor(self) -> str:
+        """Whose token it came with."""
+        return self.identity.name
 
 
 class Leader(Protocol):
@@ -69,6 +80,14 @@ class Leader(Protocol):
     @property
     def draining(self) -> bool:
         """Whether the run is being ended."""
+        ...
+
+    def refusal(self, link: Link) -> str | None:
+        """Return why a worker may not join, or None."""
+        ...
+
+    def lets_in(self, identity: Identity) -> bool:
+        """Tell whether a token still lets in whom it let in a moment ago."""
         ...
 
     def welcome(self, link: Link, held: Collection[int]) -> Welcome:
@@ -99,6 +118,7 @@ class Conversations:
         self._leader = leader
         self._steering = steering
         self.links: dict[str, Link] = {}
+        self._observers: dict[ServerConnection, Identity] = {}
 
     async def serve(self, connection: ServerConnection, identity: Identity) -> None:
         """Handle one connection from upgrade to close."""
@@ -106,7 +126,10 @@ class Conversations:
             if identity.role == "worker":
                 await self._serve_worker(connection, identity)
             else:
-                await serve_observer(connection, identity, self._steering)
+                self._observers[connection] = identity
+                # From here on it is ended with its token; before, nobody knew of it.
+                if self._leader.lets_in(identity):
+                    await serve_observer(connection, identity, self._steering)
         except ProtocolError as error:
             log.warning("a session broke the protocol", who=identity.name, reason=str(error))
             await close(connection, POLICY_VIOLATION, str(error))
@@ -114,6 +137,30 @@ class Conversations:
             await close(connection, POLICY_VIOLATION, "no hello in time")
         except ConnectionClosed:
             pass  # what is left of the session was cleaned up on the way out
+        finally:
+            self._observers.pop(connection, None)
+
+    def end(self, verdict: Callable[[Identity], str | None]) -> list[asyncio.Task[None]]:
+        """End the sessions for whose token there is a reason to; what they hold goes back at once.
+
+        Returns the closings, to be kept until they are done.
+        """
+        closings = [
+            asyncio.create_task(close(connection, POLICY_VIOLATION, why))
+            for connection, identity in list(self._observers.items())
+            if (why := verdict(identity)) is not None
+        ]
+        for link in list(self.links.values()):
+            why = verdict(link.identity)
+            if why is None:
+                continue
+            log.info("a session is ended", worker=link.worker, why=why)
+            link.ended = link.refused = True
+            del self.links[link.session]
+            self._leader.apply(ev.SessionLeft(link.session))
+            closing = close(link.connection, POLICY_VIOLATION, why)
+            closings.append(asyncio.create_task(closing, name=f"close {link.worker}"))
+        return closings
 
     def drop(self, session: str, reason: str) -> asyncio.Task[None] | None:
         """Close a session that broke the protocol; return the closing, to be kept until done."""
@@ -133,11 +180,21 @@ class Conversations:
         if not isinstance(hello, Hello):
             raise ProtocolError("the first message must be hello")
         outgoing = Outgoing(connection)
-        link = Link(connection, outgoing, hello.session, hello.name, identity.name, hello.stages)
+        link = Link(connection, outgoing, hello.session, hello.name, identity, hello.stages)
+        why_not = self._leader.refusal(link)
+        if why_not is not None:
+            log.warning("a worker was refused", worker=link.worker, why=why_not)
+            await connection.send(encode(Problem(why_not)))
+            await close(connection, POLICY_VIOLATION, why_not)
+            return
+        pace = Pace(WORKER_MESSAGES_PER_SECOND)
         pump = asyncio.create_task(outgoing.pump(), name=f"to {hello.name}")
         try:
             await self._join(link, hello)
             async for frame in connection:
+                await pace.keep()
+                if link.ended:
+                    break
                 await self._hear(link, decode_from_worker(frame))
         finally:
             self._part_with(link)
@@ -159,7 +216,8 @@ class Conversations:
         )
         link.outgoing.send(self._leader.welcome(link, hello.leases))
         serves = self._leader.serves(link)
-        self._leader.apply(ev.SessionJoined(link.session, link.worker, hello.leases, serves))
+        joined = ev.SessionJoined(link.session, link.worker, hello.leases, serves, link.contributor)
+        self._leader.apply(joined)
         if self._leader.draining:
             link.outgoing.send(Drain("the orchestrator is shutting down"))
         if earlier is not None:
@@ -181,6 +239,8 @@ class Conversations:
         match message:
             case Results():
                 await link.unacknowledged.acquire()
+                if link.ended:
+                    return  # while this waited for the disk
                 lease, reached = message.lease, message.reached
                 report = ev.Reported(session, lease, message.seq, message.items, reached)
                 self._leader.apply(report, link=link, payload=message.rows)
@@ -189,7 +249,7 @@ class Conversations:
             case Recalled(leases):
                 self._leader.apply(ev.Recalled(session, leases))
             case Heartbeat(stats):
-                link.stats = stats
+                link.stats = {name: one for name, one in stats.items() if math.isfinite(one)}
                 self._leader.apply(ev.Heard(session))
             case Release(lease, died, suspects, reason):
                 reason = reason[:_REASON_CHARACTERS]

@@ -80,8 +80,8 @@ class Gate:
 
     async def _hold_back(self, address: str) -> None:
         """Let a stranger wait, if not too many do: the right tokens would wait for room, too."""
-        delay, is_news = self._suspicion.refuse(address)
-        if is_news:
+        delay = self._suspicion.refuse(address)
+        if self._suspicion.is_worth_a_line(address):
             log.warning("a connection without a known token was refused", address=address)
         if self._waiting >= MOST_WAITING:
             return
