@@ -23,7 +23,7 @@ from collections.abc import (
     Sequence,
 )
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Final, Literal, assert_never
 
@@ -133,7 +133,7 @@ class Settings:
     checkpoint_interval: float = 60.0
     checkpoint_rows: int = 1000
     drain_seconds: float = 10.0
-    checks: CheckPolicy = CheckPolicy()
+    checks: CheckPolicy = field(default_factory=CheckPolicy)
 
 
 class Orchestrator:

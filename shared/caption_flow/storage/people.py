@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from sqlite3 import Connection
 from typing import cast
 
@@ -24,7 +24,7 @@ class KnownToken:
     digest: bytes
     role: RoleName
     name: str
-    limits: TokenLimits = TokenLimits()
+    limits: TokenLimits = field(default_factory=TokenLimits)
     revoked: bool = False
 
 

@@ -189,8 +189,8 @@ def _read(stage: Stage, answer: Answer, where: str) -> Mapping[str, tuple[str, .
     if length > MAX_TEXT_BYTES:
         raise ItemError(
             TEXT_TOO_LONG,
-            f"{where} got an answer of {length} bytes, and at most {MAX_TEXT_BYTES} are kept; lower "
-            "max_tokens",
+            f"{where} got an answer of {length} bytes, and at most {MAX_TEXT_BYTES} are kept; "
+            "lower max_tokens",
         )
     if not answer.text:
         raise ItemError(EMPTY_CAPTION, f"{where} got an empty answer {reason}")
