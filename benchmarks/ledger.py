@@ -263,7 +263,7 @@ def fill(folder: Path, done: int, rows_per_part: int) -> int:
 def record(connection: sqlite3.Connection, number: int, part: list[tuple[int, int]]) -> None:
     rows = sum(stop - start for start, stop in part)
     values = (number, part_file(number), rows, 1, "", json.dumps({CAPTIONED: rows}), 0.0)
-    connection.execute("INSERT INTO parts VALUES (?, ?, ?, ?, ?, ?, ?)", values)
+    connection.execute("INSERT INTO parts VALUES (?, ?, ?, ?, ?, ?, ?, '{}')", values)
     connection.execute(
         "INSERT INTO part_ranges VALUES (?, ?, ?)", (number, SHARD, pack_ranges(part))
     )

@@ -175,7 +175,7 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
         "old outputs built upon",
         "what is on its way to a later stage begins again, too, when its file has changed",
         "book",
-        "commit.again |= commit.mask & commit.chunk.among(items)",
+        "commit.again |= commit.mask & meant(commit.chunk)",
         "pass",
     ),
     _ledger(

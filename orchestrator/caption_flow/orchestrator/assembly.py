@@ -10,11 +10,12 @@ from typing import cast
 
 from caption_flow.config.dataset import DatasetConfig
 from caption_flow.config.orchestrator import OrchestratorConfig
-from caption_flow.orchestrator.core.spot_checks import CheckPolicy
-from caption_flow.orchestrator.server.auth import Identity, Role, TokenTable, digest_of
-from caption_flow.orchestrator.service import Orchestrator, Settings
+from caption_flow.orchestrator.membership import Token, identities_of
+from caption_flow.orchestrator.server.auth import Identity, Role, TokenTable
+from caption_flow.orchestrator.service import Orchestrator, settings_of
 from caption_flow.orchestrator.sources.base import RunFolder, Source
 from caption_flow.orchestrator.sources.registry import source_for
+from caption_flow.orchestrator.steering import Configuration, Configured
 from caption_flow.storage.database import open_for_reading, read_meta
 from caption_flow.storage.store import RunStore
 from caption_flow.storage.writer import Write
@@ -22,20 +23,22 @@ from caption_flow.storage.writer import Write
 
 async def assemble(
     config: OrchestratorConfig,
-    tokens: Iterable[tuple[str, str, str] | Identity],
+    tokens: Iterable[Token],
     *,
     tls: ssl.SSLContext | None = None,
     limit: int | None = None,
     skip: Callable[[bytes], bool] | None = None,
     resume_leases: bool = True,
+    stays_paused: bool = True,
+    own_tokens: Iterable[Token] = (),
+    read_again: Callable[[str | None], Configuration] | None = None,
 ) -> Orchestrator:
-    """Open everything a run needs.
-
-    ``tokens`` are the configuration's (see `identities_of`), and (role, name, token) of those that
-    this process made: reading the configuration anew does not touch them.
+    """Open everything a run needs. ``tokens`` are those of the configuration.
 
     ``limit`` narrows the dataset, ``skip`` a folder of files; see `LocalSource`. ``resume_leases``
-    is false when the workers of earlier days are known to be gone.
+    is false when the workers of earlier days are known to be gone, ``stays_paused`` when starting
+    the run means that it shall go on. ``own_tokens`` are this process's own: they stay when the
+    configuration is reloaded, which takes ``read_again`` (see `Configured`).
 
     Raises:
         SourceError: the dataset is not there, holds nothing, or is of a kind not supported yet.
@@ -50,14 +53,9 @@ async def assemble(
         store.release()
         raise
     table = TokenTable()
-    configured = []
-    for one in tokens:
-        if isinstance(one, Identity):
-            configured.append(one)
-        else:
-            role, name, token = one
-            table.add(token, Identity(cast("Role", role), name))
-    table.replace(configured)
+    table.replace(identities_of(config, tokens))
+    for role, name, token in own_tokens:
+        table.add(token, Identity(cast("Role", role), name))
     return Orchestrator(
         settings_of(config, tls),
         config.recipe(),
@@ -68,36 +66,8 @@ async def assemble(
         limit=limit,
         mock_results=config.mock_results,
         resume_leases=resume_leases,
-    )
-
-
-def identities_of(config: OrchestratorConfig) -> list[Identity]:
-    """Return whom a configuration lets in. Raises `SecretError`."""
-    entries = () if config.auth is None else config.auth.entries()
-    return [
-        Identity(role, entry.name, entry.limits, digest_of(entry.token.reveal()))
-        for role, entry in entries
-    ]
-
-
-def settings_of(config: OrchestratorConfig, tls: ssl.SSLContext | None) -> Settings:
-    """Pick what the orchestrator itself needs from a configuration."""
-    return Settings(
-        host=config.host,
-        port=config.port,
-        tls=tls,
-        chunk_size=config.chunk_size,
-        chunks_per_request=config.chunks_per_request,
-        lease_seconds=config.lease_seconds,
-        max_attempts=config.max_attempts,
-        checkpoint_interval=config.storage.checkpoint_interval,
-        checkpoint_rows=config.storage.caption_buffer_size,
-        checks=CheckPolicy(
-            share=config.spot_checks.share,
-            threshold=config.spot_checks.threshold,
-            min_samples=config.spot_checks.min_samples,
-            revokes=config.spot_checks.on_cheat == "revoke",
-        ),
+        stays_paused=stays_paused,
+        configured=None if read_again is None else Configured(config, read_again),
     )
 
 

@@ -114,6 +114,12 @@ class Checking:
             for name, one in self._checks.scores.items()
         }
 
+    def adopt(self, policy: CheckPolicy, *, recipe_is_new: bool) -> None:
+        """Go by another policy; what was to be compared by another recipe is not."""
+        self._checks.policy = policy
+        if recipe_is_new:
+            self._checks.abandon()
+
     # ------------------------------------------------------------------ rows of low trust
 
     def chosen(self, link: Link, shard: str, items: Collection[int]) -> frozenset[int]:
@@ -168,7 +174,8 @@ class Checking:
                 event.session, f"a report names items that are not in lease {event.lease}"
             )
             return
-        write = self._run.compare(event.items, payload)
+        # Of those that nobody asks for any more, nothing is looked at.
+        write = self._run.compare(event.items, payload) if checks else CompareRows((), b"", ())
 
         def compared(done: asyncio.Future[None]) -> None:
             link.unacknowledged.release()
@@ -190,6 +197,8 @@ class Checking:
         trusted = self._membership.is_trusted(link.identity)
         for check in checks:
             before = dict(self._checks.scores)
+            if check.item not in write.answers:
+                continue  # made by another recipe
             answer = write.answers[check.item]
             for name in self._checks.judge(check, answer, link.contributor, trusted=trusted):
                 self._note(name, before.get(name, Score()), self._checks.scores[name])

@@ -11,21 +11,26 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, cast
 
 import msgspec
 import structlog
 
+from caption_flow.config.orchestrator import OrchestratorConfig
 from caption_flow.orchestrator.core import events as ev
 from caption_flow.orchestrator.core.contributors import Contributors
-from caption_flow.orchestrator.server.auth import Identity, TokenTable
+from caption_flow.orchestrator.server.auth import NO_LIMITS, Identity, Role, TokenTable, digest_of
 from caption_flow.orchestrator.server.conversation import Link
 from caption_flow.orchestrator.server.observers import SteeringError
 from caption_flow.orchestrator.server.server import expiry
 from caption_flow.protocol.messages import AddToken, Done
+from caption_flow.protocol.report import Contributor
 from caption_flow.storage.opening import Snapshot
 from caption_flow.storage.people import KeepTokens, KnownToken
 from caption_flow.storage.writer import Write
+
+Token = tuple[str, str, str]
+"""Role, name, and the token itself."""
 
 log = structlog.get_logger()
 
@@ -132,7 +137,7 @@ class Membership:
     def replace(self, identities: Iterable[Identity]) -> None:
         """Take these for the configuration's tokens, in place of those that were.
 
-        For whoever reads a configuration anew (`assembly.identities_of` makes them from one). Ends
+        For whoever reads a configuration anew (`identities_of` makes them from one). Ends
         the sessions of tokens that are no longer there, or have another role or name now; new
         limits apply at once. Tokens that were added or removed meanwhile stay so, as do those that
         this process made for itself.
@@ -236,28 +241,41 @@ class Membership:
         ]
         return Done(f"{len(tokens)} tokens", {"tokens": tokens})
 
-    def report(self, standings: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+    def report(self, standings: Mapping[str, Mapping[str, Any]]) -> list[Contributor]:
         """Return who has contributed or may: counts, sessions and limits, by name.
 
         ``standings`` say how those stand who are checked. Costs a look at each token and name.
         """
+        credit = self.contributors
         workers = Counter(link.contributor for link in self._run.links)
         known = {one.name: one for one in self._tokens if one.role == "worker"}
         names = dict.fromkeys([*sorted(known), *sorted(self.contributors)])
         return [
-            {
-                "name": name,
-                "role": "worker",
-                "may_connect": name in known,
-                "workers": workers[name],
-                "captioned": self.contributors.captioned(name),
-                "failed": self.contributors.failed(name),
-                "limits": _shown(known[name]) if name in known else {},
-                "flagged": False,
+            Contributor(
+                name=name,
+                rows=credit.captioned(name) + credit.failed(name),
+                captioned=credit.captioned(name),
+                failed=credit.failed(name),
+                may_connect=name in known,
+                workers=workers[name],
+                limits=known[name].limits if name in known else NO_LIMITS,
                 **standings.get(name, {}),
-            }
+            )
             for name in names
         ]
+
+
+def identities_of(config: OrchestratorConfig, tokens: Iterable[Token]) -> list[Identity]:
+    """Return whom tokens of a configuration let in, with their limits, which go by role and name.
+
+    Where entries have the same, the limits of the last one count for all.
+    """
+    entries = () if config.auth is None else config.auth.entries()
+    limits = {(str(role), entry.name): entry.limits for role, entry in entries}
+    return [
+        Identity(cast("Role", role), name, limits.get((role, name), NO_LIMITS), digest_of(token))
+        for role, name, token in tokens
+    ]
 
 
 def _known(identity: Identity, *, revoked: bool = False) -> KnownToken:

@@ -31,10 +31,11 @@ import msgspec
 import structlog
 from websockets.asyncio.server import Server
 
+from caption_flow.config.orchestrator import OrchestratorConfig
 from caption_flow.orchestrator.checking import Checking
 from caption_flow.orchestrator.core import events as ev
 from caption_flow.orchestrator.core.ledger import Ledger, Policy, StoredLease
-from caption_flow.orchestrator.core.progress import Progress, Tally
+from caption_flow.orchestrator.core.progress import Progress, Tally, TokenTally
 from caption_flow.orchestrator.core.ranges import RangeSet
 from caption_flow.orchestrator.core.spot_checks import CheckPolicy
 from caption_flow.orchestrator.membership import Membership
@@ -58,7 +59,7 @@ from caption_flow.orchestrator.sources.base import (
     SourceError,
     Vanished,
 )
-from caption_flow.orchestrator.steering import Steersman
+from caption_flow.orchestrator.steering import Configured, Steersman
 from caption_flow.places.base import NotHereError, PlaceError
 from caption_flow.places.reader import PlaceReader
 from caption_flow.protocol.codec import (
@@ -76,6 +77,7 @@ from caption_flow.protocol.messages import (
     Limits,
     Message,
     Recall,
+    RecipeChanged,
     RecipeSpec,
     Trim,
     Wait,
@@ -86,7 +88,7 @@ from caption_flow.recipe.serving import Leg, by_stage, positions
 from caption_flow.recipe.stages import Recipe
 from caption_flow.recipe.wire import to_spec
 from caption_flow.storage.errors import StorageError, StorageFullError
-from caption_flow.storage.opening import RememberedLease, Snapshot
+from caption_flow.storage.opening import KnownPart, RememberedLease, Snapshot
 from caption_flow.storage.partials import ForgetPartials, Partial
 from caption_flow.storage.reopen import Opened
 from caption_flow.storage.store import RunStore
@@ -115,6 +117,8 @@ _TICK_SECONDS: Final = 0.5
 _PROGRESS_SECONDS: Final = 5.0
 _SEED: Final = "spot_check_seed"
 _QUARANTINED: Final = "quarantined"
+_PAUSED: Final = "paused"
+"""The fact that an admin has paused the run, by its presence."""
 _GRANT_BYTES: Final = MAX_FRAME_BYTES // 8
 """Texts of earlier stages and columns in one message, about; a lease with more comes in several."""
 
@@ -136,6 +140,27 @@ class Settings:
     checks: CheckPolicy = field(default_factory=CheckPolicy)
 
 
+def settings_of(config: OrchestratorConfig, tls: ssl.SSLContext | None) -> Settings:
+    """Pick what the orchestrator itself needs from a configuration."""
+    return Settings(
+        host=config.host,
+        port=config.port,
+        tls=tls,
+        chunk_size=config.chunk_size,
+        chunks_per_request=config.chunks_per_request,
+        lease_seconds=config.lease_seconds,
+        max_attempts=config.max_attempts,
+        checkpoint_interval=config.storage.checkpoint_interval,
+        checkpoint_rows=config.storage.caption_buffer_size,
+        checks=CheckPolicy(
+            share=config.spot_checks.share,
+            threshold=config.spot_checks.threshold,
+            min_samples=config.spot_checks.min_samples,
+            revokes=config.spot_checks.on_cheat == "revoke",
+        ),
+    )
+
+
 class Orchestrator:
     """Leads one run. Make it, then `run` it; `drain` or `stop` ends it from outside."""
 
@@ -151,13 +176,16 @@ class Orchestrator:
         limit: int | None = None,
         mock_results: bool = False,
         resume_leases: bool = True,
+        stays_paused: bool = True,
+        configured: Configured | None = None,
     ) -> None:
         """Restore the run from its store, which is to remember that it is about ``dataset``.
 
         ``limit`` is how many items of it there are to be at most.
 
         Without ``resume_leases`` the workers of earlier days are known to be gone: what they held
-        is handed out again at once instead of waiting for them.
+        is handed out again at once instead of waiting for them. A run that was paused stays so if
+        it ``stays_paused``. What it is ``configured`` with can be replaced while it runs.
         """
         self.settings = settings
         self.port: int | None = None
@@ -181,7 +209,12 @@ class Orchestrator:
             stages=len(recipe.stages),
             now=self._clock(),
         )
+        self._began = self._clock()
+        self._stays_paused = stays_paused
         self._tally = Tally(store.snapshot.totals, now=self._clock())
+        self._answers = TokenTally(now=self._clock())
+        self._earlier_recipes: set[str] = set()
+        """Fingerprints of recipes that this very orchestrator has handed out before."""
         self._flags: Counter[str] = Counter()
         """Rows of this orchestrator's own time by flag; what was stored before is in the parts."""
         self._buffered = store.snapshot.buffered
@@ -195,7 +228,7 @@ class Orchestrator:
             self,
             patience_seconds=settings.lease_seconds,
         )
-        self.steering = Steersman(self, self.membership)
+        self.steering = Steersman(self, self.membership, configured)
         self._conversations = Conversations(self, self.steering)
         self._tasks: set[asyncio.Task[None]] = set()
         self._checkpoint_due = asyncio.Event()
@@ -225,7 +258,7 @@ class Orchestrator:
             workers=len(self._conversations.links),
             now=self._clock(),
         )
-        return replace(progress, unserved=self._waiting_for_nobody())
+        return replace(progress, unserved=self._waiting_for_nobody(), committing=ledger.committing)
 
     def _waiting_for_nobody(self) -> dict[str, int]:
         """Return the items that wait for a stage that no worker runs; none while nobody is here."""
@@ -269,9 +302,45 @@ class Orchestrator:
         """Who keeps items from being handed out."""
         return self._held
 
-    def leases_of(self, link: Link) -> Collection[int]:
-        """Return the leases that a worker has."""
-        return self._ledger.leases_of(link.session)
+    def leases_of(self, link: Link) -> Mapping[LeaseId, int]:
+        """Return how many items are left of each lease that a worker has."""
+        leases = self._ledger.leases_of(link.session)
+        return {lease: left for lease, (_, _, left) in leases.items()}
+
+    @property
+    def absent(self) -> Collection[Link]:
+        """Workers that were lost and have not come back."""
+        return self._conversations.absent.values()
+
+    @property
+    def uptime_seconds(self) -> float:
+        """How long this orchestrator has been there."""
+        return self._clock() - self._began
+
+    @property
+    def dataset(self) -> str:
+        """What the run is about."""
+        return self._dataset
+
+    @property
+    def recipe(self) -> str:
+        """The fingerprint of the recipe that is handed out."""
+        return self._recipe.fingerprint
+
+    @property
+    def answers(self) -> TokenTally:
+        """The tokens of this orchestrator's own time."""
+        return self._answers
+
+    @property
+    def shelf(self) -> Collection[KnownPart]:
+        """The parts on disk."""
+        return self._store.shelf.values()
+
+    @property
+    def clock(self) -> float:
+        """The time on the clock of this run, in seconds."""
+        return self._clock()
 
     # ------------------------------------------------------------------ life
 
@@ -290,6 +359,7 @@ class Orchestrator:
                 if not self._is_resumed:
                     self._watch(self._store.write(ForgetPartials()))
                 self._watch(self._store.write(self._facts()))
+                self._take_up_pause()
                 for lease in self._stale:
                     self._watch(self._store.write(ForgetLease(lease)))
                 self.port = int(server.sockets[0].getsockname()[1])
@@ -356,6 +426,58 @@ class Orchestrator:
         log.warning("all of a contributor is done again", who=name, items=sum(counts.values()))
         self.checking.cut_off_is_done(name, self._clock())
 
+    async def pause(self) -> None:
+        """Hand out nothing until `resume`, also after a restart."""
+        self.hold("admin")
+        await self._store.write(SetMeta({_PAUSED: "yes"}))
+
+    async def resume(self) -> None:
+        """Hand out again."""
+        self.let_go("admin")
+        await self._store.write(SetMeta({_PAUSED: ""}))
+
+    def _take_up_pause(self) -> None:
+        if not self._store.snapshot.meta.get(_PAUSED):
+            return
+        if self._stays_paused:
+            log.warning("the run is paused, as it was: `caption-flow resume` lets it go on")
+            self.hold("admin")
+        else:
+            self._watch(self._store.write(SetMeta({_PAUSED: ""})))
+
+    async def adopt(self, config: OrchestratorConfig) -> None:
+        """Go on with other portions, limits and checkpoints, and by another recipe.
+
+        There are no `obstacles`. Items that are leased are finished by the recipe they were granted
+        under, if their worker has begun them and carries them to the end.
+
+        Raises:
+            StorageError: it cannot be noted which recipe is in force.
+        """
+        settings, recipe = settings_of(config, self.settings.tls), config.recipe()
+        spec = to_spec(recipe, config.mock_results)
+        replaced = recipe.fingerprint != self._recipe.fingerprint
+        if replaced:
+            self._earlier_recipes.add(self._recipe.fingerprint)
+            self._earlier_recipes.discard(recipe.fingerprint)
+        is_news = spec != self._spec or _limits(settings) != _limits(self.settings)
+        self._recipe, self._spec = recipe, spec
+        kept = {name: getattr(self.settings, name) for name in ("host", "port", "drain_seconds")}
+        self.settings = replace(settings, **kept)
+        # Before anything is granted or taken by the new rules.
+        for link in self._conversations.links.values() if is_news else ():
+            link.outgoing.send(RecipeChanged(spec, _limits(settings)))
+        self.apply(
+            ev.PolicyChanged(settings.chunk_size, settings.lease_seconds, settings.max_attempts)
+        )
+        self._checkpoint_due.set()  # the time until the next one counts from here
+        self.checking.adopt(settings.checks, recipe_is_new=replaced)
+        if replaced:
+            # Before the facts: no disk that knows this recipe holds what stages of another gave.
+            self.apply(ev.RecipeReplaced())
+            self._watch(self._store.write(ForgetPartials()))
+        await self._store.write(self._facts())
+
     async def retry_failed(self, kind: str | None) -> Mapping[str, int]:
         """Take failed rows back and have their items done again; return how many of each kind.
 
@@ -403,8 +525,8 @@ class Orchestrator:
         links = list(self._conversations.links.values())
         with suppress(TimeoutError):
             async with asyncio.timeout(1.0):
-                for link in links:
-                    await link.outgoing.flush()
+                for outgoing in (*self._conversations.observers, *(one.outgoing for one in links)):
+                    await outgoing.flush()
         code = NORMAL if self._ledger.finished else GOING_AWAY
         await asyncio.gather(
             *(close(link.connection, code, "the orchestrator ends") for link in links),
@@ -488,6 +610,8 @@ class Orchestrator:
         opened = await opening
         self._tally.take_back(opened.counts)
         self.membership.take_back(opened.contributors)
+        if opened.items:
+            self.finished.clear()
         for shard, indices in opened.items.items():
             self.apply(ev.Reopened(shard, tuple(sorted(indices))))
         return opened.counts
@@ -577,14 +701,7 @@ class Orchestrator:
         return Welcome(
             worker=link.worker,
             recipe=self._spec,
-            limits=Limits(
-                lease_seconds=self.settings.lease_seconds,
-                heartbeat_seconds=max(0.5, min(10.0, self.settings.lease_seconds / 4)),
-                chunks_per_request=self.settings.chunks_per_request,
-                max_frame_bytes=MAX_FRAME_BYTES,
-                max_unacknowledged_batches=MOST_UNACKNOWLEDGED,
-                max_attempts=self.settings.max_attempts,
-            ),
+            limits=_limits(self.settings),
             leases=tuple(lease for lease in held if lease in leases),
             total=self._ledger.found if self._ledger.listed else None,
         )
@@ -696,6 +813,7 @@ class Orchestrator:
                 leg=leg,
                 contributor=contributor,
                 worker=effect.worker,
+                earlier_recipes=frozenset(self._earlier_recipes),
             )
         else:
             write = CommitRows(
@@ -739,10 +857,13 @@ class Orchestrator:
             self._cannot_store(error)
         else:
             self._count(write.counts)
+            self._answers.add(*write.tokens, now=self._clock())
             self._flags.update(write.flags)
             if link is not None and isinstance(write, CommitRows):
                 self.checking.stored(link, write, self._clock())
-            self.apply(ev.Committed(effect.ticket))
+            is_outdated = isinstance(write, CommitPartials) and write.is_outdated
+            ticket = effect.ticket
+            self.apply(ev.CommitRejected(ticket) if is_outdated else ev.Committed(ticket))
             if link is not None and not link.refused:
                 link.outgoing.acknowledge(effect.seq)
 
@@ -782,6 +903,7 @@ class Orchestrator:
         if link is None:
             return
         self._tally.begin(now=self._clock())
+        self._answers.begin(now=self._clock())
         remembered = self._remember(effect, link.worker, live=True)
         self._spawn(self._send_grant(link, effect, remembered), f"grant {effect.lease}")
 
@@ -834,7 +956,9 @@ class Orchestrator:
     def compare(self, items: tuple[int, ...], payload: bytes) -> CompareRows:
         """Return the write that looks at rows of the run's recipe."""
         recipe = self._recipe
-        return CompareRows(items, payload, recipe.output_fields, recipe.optional_fields)
+        return CompareRows(
+            items, payload, recipe.output_fields, recipe.optional_fields, recipe.fingerprint
+        )
 
     async def _send_grant(
         self, link: Link, effect: ev.Grant, remembered: asyncio.Future[None]
@@ -908,6 +1032,18 @@ class _Room:
             count = max(before, min(count, self._limit - others))
         self._counts[shard] = count
         return count
+
+
+def _limits(settings: Settings) -> Limits:
+    """Return what workers are told of their pace."""
+    return Limits(
+        lease_seconds=settings.lease_seconds,
+        heartbeat_seconds=max(0.5, min(10.0, settings.lease_seconds / 4)),
+        chunks_per_request=settings.chunks_per_request,
+        max_frame_bytes=MAX_FRAME_BYTES,
+        max_unacknowledged_batches=MOST_UNACKNOWLEDGED,
+        max_attempts=settings.max_attempts,
+    )
 
 
 def _describe(source: Source, shard: str, items: Sequence[int]) -> list[Item]:

@@ -2,16 +2,58 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from typing import Literal, Protocol
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from typing import Protocol
 
+import structlog
+
+from caption_flow.config.changes import changed_keys, models_to_load, obstacles
+from caption_flow.config.orchestrator import OrchestratorConfig
+from caption_flow.config.problems import ConfigError
+from caption_flow.config.secret import SecretError
 from caption_flow.orchestrator.checking import Checking
-from caption_flow.orchestrator.core.progress import Progress
-from caption_flow.orchestrator.membership import Membership
+from caption_flow.orchestrator.core.progress import Progress, TokenTally
+from caption_flow.orchestrator.membership import Membership, Token, identities_of
 from caption_flow.orchestrator.server.conversation import Link
 from caption_flow.orchestrator.server.observers import SteeringError
-from caption_flow.protocol.messages import AddToken, Done
+from caption_flow.protocol.messages import AddToken, Done, LeaseId
+from caption_flow.protocol.report import (
+    Contributor,
+    Images,
+    Report,
+    StorageReport,
+    Tokens,
+    WorkerReport,
+    to_wire,
+)
 from caption_flow.storage.errors import StorageError
+from caption_flow.storage.opening import KnownPart
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Configuration:
+    """A configuration with its tokens, and sentences about what in it has no effect."""
+
+    config: OrchestratorConfig
+    tokens: Sequence[Token]
+    warnings: Sequence[str] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Configured:
+    """What a run was started with, and how to read it anew: its own file, or a text in its place.
+
+    ``read`` blocks, and raises `ConfigError` or `SecretError` with all that is wrong.
+    """
+
+    config: OrchestratorConfig
+    read: Callable[[str | None], Configuration]
 
 
 class Run(Protocol):
@@ -25,11 +67,6 @@ class Run(Protocol):
     @property
     def is_complete(self) -> bool:
         """Whether every item is captioned or failed."""
-        ...
-
-    @property
-    def checking(self) -> Checking:
-        """The spot checks."""
         ...
 
     @property
@@ -48,6 +85,11 @@ class Run(Protocol):
         ...
 
     @property
+    def absent(self) -> Collection[Link]:
+        """Workers that were lost and have not come back."""
+        ...
+
+    @property
     def flags(self) -> Mapping[str, int]:
         """Rows by flag."""
         ...
@@ -57,8 +99,43 @@ class Run(Protocol):
         """Who keeps items from being handed out."""
         ...
 
-    def leases_of(self, link: Link) -> Collection[int]:
-        """Return the leases that a worker has."""
+    @property
+    def uptime_seconds(self) -> float:
+        """How long the orchestrator has been there."""
+        ...
+
+    @property
+    def dataset(self) -> str:
+        """What the run is about."""
+        ...
+
+    @property
+    def recipe(self) -> str:
+        """The fingerprint of the recipe that is handed out."""
+        ...
+
+    @property
+    def answers(self) -> TokenTally:
+        """The tokens of the orchestrator's own time."""
+        ...
+
+    @property
+    def checking(self) -> Checking:
+        """The spot checks."""
+        ...
+
+    @property
+    def shelf(self) -> Collection[KnownPart]:
+        """The parts on disk."""
+        ...
+
+    @property
+    def clock(self) -> float:
+        """The time on the clock of the run, in seconds."""
+        ...
+
+    def leases_of(self, link: Link) -> Mapping[LeaseId, int]:
+        """Return how many items are left of each lease that a worker has."""
         ...
 
     def drain(self) -> None:
@@ -69,11 +146,11 @@ class Run(Protocol):
         """End the run at once."""
         ...
 
-    def hold(self, holder: Literal["admin"]) -> None:
-        """Hand out nothing."""
+    async def pause(self) -> None:
+        """Hand out nothing, also after a restart."""
         ...
 
-    def let_go(self, holder: Literal["admin"]) -> None:
+    async def resume(self) -> None:
         """Hand out again, unless somebody else holds."""
         ...
 
@@ -81,45 +158,53 @@ class Run(Protocol):
         """Take failed rows back and have their items done again; return how many of each kind."""
         ...
 
+    async def adopt(self, config: OrchestratorConfig) -> None:
+        """Go on by another configuration, which has no obstacles."""
+        ...
+
 
 class Steersman:
     """Answers observers; see `caption_flow.orchestrator.server.observers.Steering`."""
 
-    def __init__(self, run: Run, members: Membership) -> None:
+    def __init__(self, run: Run, members: Membership, configured: Configured | None = None) -> None:
         self._run = run
         self._members = members
+        self._configured = configured
+        self._reloading = asyncio.Lock()
+
+    # ------------------------------------------------------------------ what is so
 
     def report(self) -> dict[str, object]:
         """See `Steering`."""
-        now = self._run.progress
-        return {
-            "state": self._state(),
-            "total": now.total,
-            "listed": now.listed,
-            "captioned": now.captioned,
-            "failed": dict(now.failures),
-            "flagged": dict(self._run.flags),
-            "pending": now.pending,
-            "leased": now.leased,
-            "unserved": dict(now.unserved),
-            "rate": now.rate,
-            "eta_seconds": now.eta_seconds,
-            "trouble": None if self._run.trouble is None else str(self._run.trouble),
-            "workers": [self._worker(link) for link in self._run.links],
-            "contributors": self._members.report(self._run.checking.standings()),
-        }
-
-    def _worker(self, link: Link) -> dict[str, object]:
-        return {
-            "name": link.worker,
-            "contributor": link.contributor,
-            "stages": list(link.stages),
-            "leases": len(self._run.leases_of(link)),
-            "images": {
-                way: int(link.stats.get(f"read_{way}", 0)) for way in ("here", "there", "served")
-            },
-            "stats": dict(link.stats),
-        }
+        run, now = self._run, self._run.progress
+        return to_wire(
+            Report(
+                state=self._state(),
+                time=time.time(),
+                uptime_seconds=run.uptime_seconds,
+                version=_version(),
+                dataset=run.dataset,
+                recipe=run.recipe,
+                total=now.total,
+                listed=now.listed,
+                pending=now.pending,
+                leased=now.leased,
+                committing=now.committing,
+                captioned=now.captioned,
+                failed=dict(now.failures),
+                quarantined=now.failures.get("quarantined", 0),
+                flagged=dict(run.flags),
+                unserved=dict(now.unserved),
+                rate=now.rate,
+                rate_average=now.rate_average,
+                eta_seconds=now.eta_seconds,
+                trouble=None if run.trouble is None else str(run.trouble),
+                tokens=self._answered(),
+                workers=tuple(self._workers()),
+                storage=self._stored(now.done),
+                contributors=tuple(self._contributors()),
+            )
+        )
 
     def _state(self) -> str:
         if self._run.draining:
@@ -127,6 +212,63 @@ class Steersman:
         if self._run.is_complete:
             return "finished"
         return "paused" if "admin" in self._run.held else "running"
+
+    def _answered(self) -> Tokens:
+        answers = self._run.answers
+        rate_in, rate_out = answers.rates(now=self._run.clock)
+        return Tokens(
+            total_in=answers.total_in,
+            total_out=answers.total_out,
+            in_per_second=rate_in,
+            out_per_second=rate_out,
+        )
+
+    def _workers(self) -> Iterable[WorkerReport]:
+        for link in self._run.links:
+            yield self._worker(link, connected=True)
+        for link in self._run.absent:
+            if self._run.leases_of(link):
+                yield self._worker(link, connected=False)
+
+    def _worker(self, link: Link, *, connected: bool) -> WorkerReport:
+        leases, stats, now = self._run.leases_of(link), link.stats, time.monotonic()
+        ways = {way: int(stats.get(f"read_{way}", 0)) for way in ("here", "there", "served")}
+        return WorkerReport(
+            name=link.worker,
+            contributor=link.contributor,
+            version=link.version,
+            engine=link.engine,
+            device=link.device,
+            address=link.address,
+            connected=connected,
+            stages=link.stages,
+            leases=len(leases),
+            items=sum(leases.values()),
+            rate=stats.get("rate", 0.0) if connected else 0.0,
+            done=int(stats.get("done", 0)),
+            failed=int(stats.get("failed", 0)),
+            starved_seconds=stats.get("starved", 0.0),
+            last_seen_seconds=now - link.heard_at,
+            connected_seconds=now - link.joined_at if connected else 0.0,
+            images=Images(**ways),
+            stats=dict(stats),
+        )
+
+    def _stored(self, done: int) -> StorageReport:
+        shelf = self._run.shelf
+        rows = sum(part.rows for part in shelf)
+        return StorageReport(
+            parts=len(shelf),
+            rows=rows,
+            bytes=sum(part.bytes for part in shelf),
+            buffered_rows=max(0, done - rows),
+            last_checkpoint_at=max((part.recorded_at for part in shelf), default=None),
+        )
+
+    def _contributors(self) -> Iterable[Contributor]:
+        return self._members.report(self._run.checking.standings())
+
+    # ------------------------------------------------------------------ what is to be
 
     def shut_down(self, *, now: bool) -> Done:
         """See `Steering`."""
@@ -136,22 +278,24 @@ class Steersman:
         self._run.drain()
         return Done("the orchestrator drains: what is in flight is taken, then it ends")
 
-    def pause(self) -> Done:
+    async def pause(self) -> Done:
         """See `Steering`."""
+        self._refuse_at_the_end()
         if "admin" in self._run.held:
             return Done("the run is paused already")
-        self._run.hold("admin")
-        return Done("paused: nothing is handed out until it is resumed")
+        await _noted(self._run.pause())
+        return Done("paused: nothing is handed out until it is resumed, also after a restart")
 
-    def resume(self) -> Done:
+    async def resume(self) -> Done:
         """See `Steering`."""
         if "admin" not in self._run.held:
             return Done("the run is not paused")
-        self._run.let_go("admin")
+        await _noted(self._run.resume())
         return Done("resumed")
 
     async def retry_failed(self, kind: str | None) -> Done:
         """See `Steering`."""
+        self._refuse_at_the_end()
         known = self._run.progress.failures
         if kind is not None and kind not in known:
             there = f"; there are {', '.join(sorted(known))}" if known else ""
@@ -164,7 +308,33 @@ class Steersman:
 
     async def reload(self, config: str | None) -> Done:
         """See `Steering`."""
-        raise NotImplementedError
+        self._refuse_at_the_end()
+        # One after the other: each is compared with what the one before it has come to.
+        async with self._reloading:
+            if self._configured is None:
+                raise SteeringError("this run has no configuration that could be reloaded")
+            try:
+                fresh = await asyncio.to_thread(self._configured.read, config)
+            except (ConfigError, SecretError) as error:
+                raise SteeringError(f"nothing was changed:\n{error}") from error
+            return await self._take_over(self._configured, fresh)
+
+    async def _take_over(self, before: Configured, fresh: Configuration) -> Done:
+        old, new = before.config, fresh.config
+        in_the_way = obstacles(old, new)
+        if in_the_way:
+            raise SteeringError("\n".join(["nothing was changed:", *in_the_way]))
+        self._members.replace(identities_of(new, fresh.tokens))
+        self._configured = Configured(new, before.read)
+        changed, to_load = changed_keys(old, new), models_to_load(old.recipe(), new.recipe())
+        log.info("the configuration was reloaded", changed=", ".join(changed), load=to_load)
+        await _noted(self._run.adopt(new))
+        facts = {"changed": changed, "models_to_load": to_load, "warnings": list(fresh.warnings)}
+        return Done(_said_of(changed, to_load), facts)
+
+    def _refuse_at_the_end(self) -> None:
+        if self._run.draining:
+            raise SteeringError("the run is being ended")
 
     async def add_token(self, asked: AddToken) -> Done:
         """See `Steering`."""
@@ -179,3 +349,25 @@ class Steersman:
     def list_tokens(self) -> Done:
         """See `Steering`."""
         return self._members.listed()
+
+
+async def _noted(change: Awaitable[None]) -> None:
+    """Wait for a change, which is in force at once, to be on disk."""
+    try:
+        await change
+    except StorageError as error:
+        raise SteeringError(f"this is in force, but cannot be noted: {error}") from error
+
+
+def _said_of(changed: Sequence[str], to_load: Sequence[str]) -> str:
+    if not changed:
+        return "nothing has changed but, perhaps, the tokens that the configuration refers to"
+    loading = f"; workers load {', '.join(to_load)} anew" if to_load else ""
+    return f"in force: {', '.join(changed)}{loading}"
+
+
+def _version() -> str:
+    try:
+        return metadata.version("caption-flow")
+    except metadata.PackageNotFoundError:
+        return ""

@@ -7,9 +7,9 @@ import os
 import secrets
 import signal
 import ssl
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar
+from typing import Annotated, Any, Final, TypeVar
 
 import structlog
 import typer
@@ -23,9 +23,6 @@ from caption_flow.config.discovery import find_config
 from caption_flow.config.exposure import check_exposure
 from caption_flow.config.orchestrator import OrchestratorConfig
 from caption_flow.config.secret import SecretError
-
-if TYPE_CHECKING:
-    from caption_flow.orchestrator.server.auth import Identity
 
 log = structlog.get_logger()
 
@@ -191,14 +188,11 @@ def _tls(config: OrchestratorConfig) -> ssl.SSLContext | None:
     return context
 
 
-def _tokens(
-    config: OrchestratorConfig,
-) -> tuple[Sequence[tuple[str, str, str] | Identity], str | None]:
-    """Return everybody who may connect (see `assemble`), and the token if it is made now."""
-    from caption_flow.orchestrator.assembly import identities_of  # noqa: PLC0415  -- pulls in pyarrow
-
-    if config.has_tokens:
-        return identities_of(config), None
+def _tokens(config: OrchestratorConfig) -> tuple[list[tuple[str, str, str]], str | None]:
+    """Return (role, name, token) of everybody who may connect, and the token if it is made now."""
+    if config.auth is not None and config.has_tokens:
+        entries = config.auth.entries()
+        return [(role, entry.name, entry.token.reveal()) for role, entry in entries], None
     token = secrets.token_urlsafe(32)
     return [("worker", "local", token)], token
 

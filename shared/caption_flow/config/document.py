@@ -166,10 +166,8 @@ def _type_name(annotation: Any) -> str:
     origin = get_origin(annotation)
     if origin is Literal:
         return ", ".join(f"`{choice}`" for choice in arguments)
-    if annotation == Moment:
-        return "day or moment"
     if origin is Annotated:
-        return _type_name(arguments[0])
+        return "day or moment" if annotation == Moment else _type_name(arguments[0])
     if origin in (Union, types.UnionType):
         return " or ".join(_type_name(one) for one in arguments)
     if origin is tuple:

@@ -16,14 +16,22 @@ from caption_flow.protocol.places import Place
 
 LeaseId = NewType("LeaseId", int)
 WorkerName = Annotated[str, msgspec.Meta(max_length=200)]
+ShortText = Annotated[str, msgspec.Meta(max_length=200)]
 SessionId = Annotated[str, msgspec.Meta(min_length=16, max_length=64)]
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]
 Index = Annotated[int, msgspec.Meta(ge=0, le=2**48)]
-ShortText = Annotated[str, msgspec.Meta(max_length=200)]
 Items = Annotated[tuple[Index, ...], msgspec.Meta(max_length=2**20)]
 HeldItems = Annotated[dict[int, Items], msgspec.Meta(max_length=100_000)]
 """Items by lease."""
 MAX_BATCH_ROWS: Final = 4096
+Stats = Annotated[
+    dict[
+        Annotated[str, msgspec.Meta(max_length=64)],
+        Annotated[float, msgspec.Meta(ge=-1e15, le=1e15)],
+    ],
+    msgspec.Meta(max_length=128),
+]
+"""Numbers for people by name: a bounded number of them, none infinite."""
 
 
 class Message(msgspec.Struct, frozen=True, tag_field="type", omit_defaults=True):
@@ -199,7 +207,7 @@ class Recalled(Message, frozen=True, tag="recalled"):
 class Heartbeat(Message, frozen=True, tag="heartbeat"):
     """Sent in silence, so that leases stay alive; ``stats`` are numbers for people."""
 
-    stats: Annotated[dict[ShortText, float], msgspec.Meta(max_length=100)] = {}
+    stats: Stats = {}
 
 
 # --------------------------------------------------------------------------- orchestrator -> worker
@@ -268,9 +276,14 @@ class Image(Message, frozen=True, tag="image"):
 
 
 class RecipeChanged(Message, frozen=True, tag="recipe"):
-    """The recipe of all items granted after this message."""
+    """The recipe of all items granted after this message.
+
+    A worker finishes under the old one what its engines have begun, and gives back the rest: it is
+    granted anew. ``limits`` are new, too, unless None.
+    """
 
     recipe: RecipeSpec
+    limits: Limits | None = None
 
 
 class Drain(Message, frozen=True, tag="drain"):
@@ -294,7 +307,7 @@ class StatusRequest(Message, frozen=True, tag="status"):
 
 
 class Status(Message, frozen=True, tag="status_report"):
-    """Counts and workers of the run, for people and scripts; the keys are documented in docs/."""
+    """The state of the run, for people and scripts (see `caption_flow.protocol.report.Report`)."""
 
     report: dict[str, Any]
 

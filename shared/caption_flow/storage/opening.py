@@ -65,6 +65,15 @@ class KnownShard:
 
 
 @dataclass(frozen=True, slots=True)
+class KnownPart:
+    """A part on disk; ``recorded_at`` is in seconds since 1970."""
+
+    rows: int
+    bytes: int
+    recorded_at: float
+
+
+@dataclass(frozen=True, slots=True)
 class Snapshot:
     """What a run's folder holds when it is opened.
 
@@ -84,6 +93,8 @@ class Snapshot:
     """The same rows as in ``totals`` by contributor; those of nobody are not in it."""
     tokens: list[KnownToken] = field(default_factory=list)
     standings: dict[str, Standing] = field(default_factory=dict)
+    shelf: dict[int, KnownPart] = field(default_factory=dict)
+    """The parts, by number."""
 
     @property
     def counts(self) -> dict[str, int]:
@@ -191,6 +202,12 @@ def _read_snapshot(connection: Connection) -> Snapshot:
         contributors=contributors,
         tokens=known_tokens(connection),
         standings=known_standings(connection),
+        shelf={
+            part: KnownPart(rows, size, recorded_at)
+            for part, rows, size, recorded_at in _query(
+                connection, "SELECT part, rows, bytes, recorded_at FROM parts"
+            )
+        },
     )
 
 

@@ -115,6 +115,14 @@ def _of_stages(rows: pa.Table) -> list[str]:
     return [name for name in names.to_pylist() if name]
 
 
+def count_tokens(rows: pa.Table | pa.RecordBatch) -> tuple[int, int]:
+    """Count the tokens of rows: those of their prompts, and those generated."""
+    stats = pc.list_flatten(rows.column("stage_stats"))
+    names = ("tokens_in", "tokens_out")
+    tokens_in, tokens_out = (pc.sum(pc.struct_field(stats, name)).as_py() or 0 for name in names)
+    return max(0, tokens_in), max(0, tokens_out)
+
+
 def count_flags(rows: pa.Table | pa.RecordBatch) -> Counter[str]:
     """Count the rows that have each flag; a row may have several."""
     return Counter(rows.column("flags").flatten().to_pylist())

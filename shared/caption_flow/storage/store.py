@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sqlite3
+import time
 from collections.abc import Callable, Collection, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -27,9 +28,9 @@ from caption_flow.storage.database import (
 )
 from caption_flow.storage.errors import StorageError, StorageFullError, is_disk_full
 from caption_flow.storage.lock import FolderLock
-from caption_flow.storage.opening import Found, look
+from caption_flow.storage.opening import Found, KnownPart, look
 from caption_flow.storage.partials import Partial, partials_of, read_partials
-from caption_flow.storage.parts import remove_discarded, write_part
+from caption_flow.storage.parts import Part, remove_discarded, write_part
 from caption_flow.storage.reader import read_buffered
 from caption_flow.storage.reopen import (
     Items,
@@ -79,6 +80,8 @@ class RunStore:
         except BaseException:
             self._lock.release()
             raise
+        self.shelf: dict[int, KnownPart] = dict(self.snapshot.shelf)
+        """The parts that are recorded, by number."""
         self._writer: Writer | None = None
         self._making_parts = asyncio.Lock()
         self._unfinished: set[asyncio.Task[Any]] = set()
@@ -203,7 +206,7 @@ class RunStore:
             if built is None:
                 return moved
             await self.write(built)
-            self._last_part = built.part.number
+            self._put_on_shelf(built.part)
             moved += built.part.rows
 
     async def _take_back(
@@ -218,11 +221,16 @@ class RunStore:
             if taken is None:
                 continue
             await self.write(taken.write)
+            del self.shelf[taken.write.old]
             if taken.write.new is not None:
-                self._last_part = taken.write.new.number
+                self._put_on_shelf(taken.write.new)
             remove_discarded(self.data_dir / PARTS_FOLDER, [taken.write.old_file])
             opened.add(taken)
         return opened
+
+    def _put_on_shelf(self, part: Part) -> None:
+        self._last_part = part.number
+        self.shelf[part.number] = KnownPart(part.rows, part.bytes, time.time())
 
     def _read(self, find: Callable[[Connection], list[tuple[int, str]]]) -> list[tuple[int, str]]:
         connection = open_for_reading(self.data_dir)

@@ -29,7 +29,7 @@ from caption_flow.recipe.quality import FLAGS
 from caption_flow.recipe.serving import Leg
 from caption_flow.storage.database import pack_ranges, write_meta
 from caption_flow.storage.partials import Credit, complete_rows, read_partials, store_partials
-from caption_flow.storage.parts import Part, count_flags, count_rows
+from caption_flow.storage.parts import Part, count_flags, count_rows, count_tokens
 from caption_flow.storage.ranges import ranges_of
 from caption_flow.storage.reopen import record_part
 
@@ -73,12 +73,15 @@ class CommitRows:
     counts: dict[str, int] = field(default_factory=dict)
     flags: Counter[str] = field(default_factory=Counter)
     answers: dict[int, Answer] = field(default_factory=dict)
+    tokens: tuple[int, int] = (0, 0)
+    """After `prepare`, those of the accepted rows: in and out."""
 
     def prepare(self) -> None:
         """Validate the rows and drop those that are not accepted; raises `ProtocolError`."""
         if not self.accepted:
             return
         rows = _accepted_rows(self.payload, self.output_fields, self.items, self.accepted)
+        self.tokens = count_tokens(rows)
         if len(self.accepted) != len(self.items):
             self.payload = encode_batch(rows)
         self.counts = count_rows(rows)
@@ -89,7 +92,9 @@ class CommitRows:
             raise ProtocolError("a captioned result row comes from a worker without the last stage")
         if len({*self.counts, *self.known_kinds}) > MOST_KINDS:
             raise ProtocolError(f"the rows of one contributor have more than {MOST_KINDS} kinds")
-        self.answers = _answers(rows, self.output_fields, self.compared)
+        if self.leg is not None:
+            fingerprint = self.leg.recipe.fingerprint
+            self.answers = _answers(rows, self.output_fields, self.compared, fingerprint)
 
     def apply(self, connection: Connection) -> None:
         """Insert the batch; nothing when no row is accepted."""
@@ -130,13 +135,16 @@ class CompareRows:
     payload: bytes
     output_fields: tuple[str, ...]
     optional_fields: frozenset[str] = frozenset()
+    recipe: str = ""
     answers: dict[int, Answer] = field(default_factory=dict)
 
     def prepare(self) -> None:
         """Validate the rows; raises `ProtocolError`."""
+        if not self.items:
+            return
         rows = _accepted_rows(self.payload, self.output_fields, self.items, self.items)
         _check_states(rows, self.output_fields, self.optional_fields)
-        self.answers = _answers(rows, self.output_fields, self.items)
+        self.answers = _answers(rows, self.output_fields, self.items, self.recipe)
 
     def apply(self, connection: Connection) -> None:
         """Nothing to store."""
@@ -147,6 +155,8 @@ class CommitPartials:
     """Store what items have that have reached a stage which their worker does not run.
 
     ``items`` and ``accepted`` as for `CommitRows`; ``leg`` are the stages behind which they are.
+    What was made by one of the ``earlier_recipes`` is not stored: the items begin again. After
+    `prepare`, ``is_outdated`` says that it is so.
     """
 
     shard: str
@@ -156,6 +166,9 @@ class CommitPartials:
     leg: Leg
     contributor: str
     worker: str
+    earlier_recipes: frozenset[str] = frozenset()
+    is_outdated: bool = field(default=False, init=False)
+    tokens: tuple[int, int] = field(default=(0, 0), init=False)
     counts: Mapping[str, int] = field(default_factory=dict, init=False)
     """None of them is a row of the run yet."""
     flags: Counter[str] = field(default_factory=Counter, init=False)
@@ -170,11 +183,15 @@ class CommitPartials:
         if not pc.all(pc.equal(rows.column("status"), PARTIAL)).as_py():
             raise ProtocolError("a row of an item between stages says that it is something else")
         recipes = set(rows.column("recipe").to_pylist())
+        if len(recipes) == 1 and recipes <= self.earlier_recipes:
+            self.is_outdated = True
+            return
         if recipes != {self.leg.recipe.fingerprint}:
             raise ProtocolError("a row of an item between stages is of another recipe")
         _check_flags(rows)
         _check_texts(rows, columns, {column.name for column in self.leg.columns if column.is_part})
         self._rows = rows.to_pylist()
+        self.tokens = count_tokens(rows)
 
     def apply(self, connection: Connection) -> None:
         """Insert the partials, or put them in place of earlier ones."""
@@ -195,16 +212,17 @@ def _accepted_rows(
 
 
 def _answers(
-    rows: pa.RecordBatch, fields: Sequence[str], wanted: Collection[int]
+    rows: pa.RecordBatch, fields: Sequence[str], wanted: Collection[int], recipe: str
 ) -> dict[int, Answer]:
-    """Return what rows say of some items: all their texts one after the other, or None."""
+    """Return what rows of a recipe say of some items: all their texts in one, or None."""
     if not wanted:
         return {}
     columns = [rows.column(name).to_pylist() for name in fields]
     status = rows.column("status").to_pylist()
+    recipes = rows.column("recipe").to_pylist()
     answers: dict[int, Answer] = {}
     for at, item in enumerate(rows.column("item_index").to_pylist()):
-        if item in wanted:
+        if item in wanted and recipes[at] == recipe:
             texts = " ".join(text for column in columns for text in column[at] or ())
             answers[item] = texts[:_COMPARED_CHARACTERS] if status[at] == CAPTIONED else None
     return answers

@@ -103,6 +103,17 @@ class Backlog:
                 return
         self.put(piece)
 
+    def adopt_policy(self) -> None:
+        """Go by a policy that has changed: who has been lost too often may be so no longer."""
+        self.listing.resize(self._policy.chunk_size)
+        waiting = [
+            piece
+            for queue in (*self._isolated, *self._ordinary)
+            for piece in iter(queue.take, None)
+        ]
+        for piece in waiting:
+            self.put(piece)
+
     def withdraw(self, chunk: Chunk, mask: int) -> None:
         """Take items out of whatever piece they wait in."""
         for piece in list(chunk.pieces):

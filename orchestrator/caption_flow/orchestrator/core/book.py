@@ -110,17 +110,23 @@ class Book:
             if chunk.shard == shard:
                 self._disown(chunk, chunk.among(items), effects)
 
-    def rewind(self, shard: str, items: RangeSet, effects: Effects) -> list[Piece]:
+    def rewind(self, shard: str | None, items: RangeSet | None, effects: Effects) -> list[Piece]:
         """Have items with stages behind them begin again; return them, whom nobody holds any more.
 
-        What is on its way to a later stage begins again when it is there.
+        None stands for every shard, and for every item. What is on its way to a later stage begins
+        again when it is there.
         """
+
+        def meant(chunk: Chunk) -> int:
+            if shard is not None and chunk.shard != shard:
+                return 0
+            return chunk.open | chunk.committing if items is None else chunk.among(items)
+
         for commit in self._on_the_way.values():
-            if commit.chunk.shard == shard:
-                commit.again |= commit.mask & commit.chunk.among(items)
+            commit.again |= commit.mask & meant(commit.chunk)
         rewound: list[Piece] = []
         for chunk in self.chunks:
-            mask = chunk.among(items) if chunk.shard == shard else 0
+            mask = meant(chunk)
             self._disown(chunk, mask & chunk.committing, effects)
             mask &= union(chunk.between.values())
             self._disown(chunk, mask, effects)

@@ -174,6 +174,26 @@ class Awaited:
 
 
 @dataclass(frozen=True, slots=True)
+class RecipeReplaced:
+    """From now on another recipe is handed out: all items between stages begin again at the first.
+
+    What their stages gave no longer counts, as with `Rewound`.
+    """
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyChanged:
+    """From now on work is handed out in other portions, and given up sooner or later.
+
+    Chunks and leases that exist stay what they are; silence is measured by the new time.
+    """
+
+    chunk_size: int
+    lease_seconds: float
+    max_attempts: int
+
+
+@dataclass(frozen=True, slots=True)
 class Ticked:
     """Time has passed."""
 
@@ -205,6 +225,8 @@ Event = (
     | Rewound
     | Rationed
     | Awaited
+    | RecipeReplaced
+    | PolicyChanged
     | Ticked
     | Paused
     | Resumed

@@ -27,6 +27,7 @@ finished one is forgotten.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Final
 
 from caption_flow.orchestrator.core import events as ev
@@ -61,7 +62,7 @@ class Ledger:
         An orchestrator that restarts must begin above all ids it may have given out before: a late
         report then never meets a new lease with the number of its own.
         """
-        self.policy = policy
+        policy = self.policy = replace(policy)
         self._backlog = Backlog(policy)
         self._listing = self._backlog.listing
         self._book = Book(policy, first_lease)
@@ -261,7 +262,7 @@ class Ledger:
 
     # ------------------------------------------------------------------ events
 
-    def handle(  # noqa: C901, PLR0912  -- one match over all events is the map of the machine
+    def handle(  # noqa: C901, PLR0912, PLR0915  -- one match over all events is the map
         self, event: ev.Event, *, now: float
     ) -> Effects:
         """Apply one event at time ``now`` and return what the shell has to do, in order."""
@@ -295,11 +296,13 @@ class Ledger:
             case ev.Reopened(shard, items):
                 self._reopen(shard, items, effects)
             case ev.Rewound(shard, items):
-                for piece in self._book.rewind(shard, RangeSet.of(items), effects):
-                    self._backlog.withdraw(piece.chunk, piece.mask)
-                    self._backlog.join(piece)
-            case ev.Rationed(contributor, items):
-                self._roster.ration(contributor, items)
+                self._rewind(shard, RangeSet.of(items), effects)
+            case ev.RecipeReplaced():
+                self._rewind(None, None, effects)
+            case ev.PolicyChanged():
+                self._adopt_policy(event)
+            case ev.Rationed(contributor, ration):
+                self._roster.ration(contributor, ration)
             case ev.Awaited(still):
                 self._awaited = still
             case ev.Ticked():
@@ -318,6 +321,17 @@ class Ledger:
             self._announced = True
             effects.append(ev.Finish())
         return effects
+
+    def _rewind(self, shard: str | None, items: RangeSet | None, effects: Effects) -> None:
+        for piece in self._book.rewind(shard, items, effects):
+            self._backlog.withdraw(piece.chunk, piece.mask)
+            self._backlog.join(piece)
+
+    def _adopt_policy(self, new: ev.PolicyChanged) -> None:
+        self.policy.chunk_size = new.chunk_size
+        self.policy.lease_seconds = new.lease_seconds
+        self.policy.max_attempts = new.max_attempts
+        self._backlog.adopt_policy()
 
     def _reopen(self, shard: str, items: Iterable[int], effects: Effects) -> None:
         """Make terminal items uncut: reports on earlier leases of them no longer count."""
@@ -505,7 +519,9 @@ class Ledger:
         ticket = _NO_TICKET
         if accepted:
             whose = "" if session is None else session.contributor
-            ticket = self._accept(lease, accepted, event.reached, whose, effects, now)
+            ticket = self._accept(
+                lease, accepted, effects, now, reached=event.reached, contributor=whose
+            )
         places = places_of(event.items, accepted, chunk.first)
         effects.append(
             ev.Commit(
@@ -527,10 +543,11 @@ class Ledger:
         self,
         lease: Lease,
         mask: int,
-        reached: int | None,
-        contributor: str,
         effects: Effects,
         now: float,
+        *,
+        reached: int | None,
+        contributor: str,
     ) -> ev.Ticket:
         """Move reported items on their way to disk, out of every lease and piece."""
         chunk = lease.chunk

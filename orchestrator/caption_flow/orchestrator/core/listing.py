@@ -86,6 +86,13 @@ class Listing:
             return self._cut(name, shard, shard.uncut.first() or 0)
         return None
 
+    def resize(self, chunk_size: int) -> None:
+        """Cut chunks of another size from now on."""
+        self._chunk_size = chunk_size
+        # What was shorter than a chunk may be longer than one now.
+        self._ready.update(self._growing)
+        self._growing.clear()
+
     def claim(self, name: str, wanted: RangeSet) -> RangeSet:
         """Take those of the wanted items that are uncut."""
         claimed = RangeSet()

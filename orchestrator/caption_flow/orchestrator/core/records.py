@@ -18,9 +18,9 @@ from caption_flow.protocol.messages import LeaseId
 _LONGEST_HISTORY: Final = 64
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Policy:
-    """How work is handed out; times in seconds, sizes in items.
+    """How work is handed out; times in seconds, sizes in items. A ledger changes its own copy.
 
     ``stages`` is how many stages an item goes through, one after the other.
     ``rejoin_seconds`` is how long a session may be disconnected before idle workers share what it

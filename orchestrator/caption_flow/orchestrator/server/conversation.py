@@ -6,7 +6,8 @@ Knows messages and who may send them. What an event leads to is the leader's bus
 from __future__ import annotations
 
 import asyncio
-import math
+import time
+from collections import OrderedDict
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Final, Protocol
@@ -43,6 +44,8 @@ _HELLO_SECONDS: Final = 30.0
 _MOST_FETCHES: Final = 512
 _READS_AT_ONCE: Final = 8
 _REASON_CHARACTERS: Final = 500
+_MOST_ABSENT: Final = 256
+"""Lost workers that are remembered for people; leases of others wait for them just as well."""
 
 
 @dataclass(slots=True)
@@ -57,6 +60,13 @@ class Link:
     """Whose token it came with, as it was when the session began."""
     stages: tuple[str, ...] = ()
     """The stages that it runs; none stands for all."""
+    version: str = ""
+    engine: str = ""
+    device: str = ""
+    address: str = ""
+    joined_at: float = field(default_factory=time.monotonic)
+    heard_at: float = field(default_factory=time.monotonic)
+    """When it last said anything, on the clock of `time.monotonic`."""
     unacknowledged: asyncio.Semaphore = field(
         default_factory=lambda: asyncio.Semaphore(MOST_UNACKNOWLEDGED)
     )
@@ -118,7 +128,10 @@ class Conversations:
         self._leader = leader
         self._steering = steering
         self.links: dict[str, Link] = {}
-        self._observers: dict[ServerConnection, Identity] = {}
+        self.absent: OrderedDict[str, Link] = OrderedDict()
+        """Workers that were lost and have not come back; the latest last."""
+        self.observers: set[Outgoing] = set()
+        self._watching: dict[ServerConnection, Identity] = {}
 
     async def serve(self, connection: ServerConnection, identity: Identity) -> None:
         """Handle one connection from upgrade to close."""
@@ -126,10 +139,10 @@ class Conversations:
             if identity.role == "worker":
                 await self._serve_worker(connection, identity)
             else:
-                self._observers[connection] = identity
+                self._watching[connection] = identity
                 # From here on it is ended with its token; before, nobody knew of it.
                 if self._leader.lets_in(identity):
-                    await serve_observer(connection, identity, self._steering)
+                    await serve_observer(connection, identity, self._steering, self.observers)
         except ProtocolError as error:
             log.warning("a session broke the protocol", who=identity.name, reason=str(error))
             await close(connection, POLICY_VIOLATION, str(error))
@@ -138,7 +151,7 @@ class Conversations:
         except ConnectionClosed:
             pass  # what is left of the session was cleaned up on the way out
         finally:
-            self._observers.pop(connection, None)
+            self._watching.pop(connection, None)
 
     def end(self, verdict: Callable[[Identity], str | None]) -> list[asyncio.Task[None]]:
         """End the sessions for whose token there is a reason to; what they hold goes back at once.
@@ -147,7 +160,7 @@ class Conversations:
         """
         closings = [
             asyncio.create_task(close(connection, POLICY_VIOLATION, why))
-            for connection, identity in list(self._observers.items())
+            for connection, identity in list(self._watching.items())
             if (why := verdict(identity)) is not None
         ]
         for link in list(self.links.values()):
@@ -180,7 +193,18 @@ class Conversations:
         if not isinstance(hello, Hello):
             raise ProtocolError("the first message must be hello")
         outgoing = Outgoing(connection)
-        link = Link(connection, outgoing, hello.session, hello.name, identity, hello.stages)
+        link = Link(
+            connection,
+            outgoing,
+            hello.session,
+            hello.name,
+            identity,
+            hello.stages,
+            version=hello.version,
+            engine=hello.engine,
+            device=hello.device,
+            address=_address(connection),
+        )
         why_not = self._leader.refusal(link)
         if why_not is not None:
             log.warning("a worker was refused", worker=link.worker, why=why_not)
@@ -195,6 +219,7 @@ class Conversations:
                 await pace.keep()
                 if link.ended:
                     break
+                link.heard_at = time.monotonic()
                 await self._hear(link, decode_from_worker(frame))
         finally:
             self._part_with(link)
@@ -207,6 +232,7 @@ class Conversations:
             raise ProtocolError("this session belongs to another token")
         # Before the earlier connection is closed, so that its end is not taken for the session's.
         self.links[link.session] = link
+        self.absent.pop(link.session, None)
         log.info(
             "worker joined",
             worker=link.worker,
@@ -233,6 +259,9 @@ class Conversations:
         else:
             log.info("worker lost, its leases wait for it", worker=link.worker)
             self._leader.apply(ev.SessionDropped(link.session))
+            self.absent[link.session] = link
+            if len(self.absent) > _MOST_ABSENT:
+                self.absent.popitem(last=False)
 
     async def _hear(self, link: Link, message: object) -> None:
         session = link.session
@@ -249,7 +278,7 @@ class Conversations:
             case Recalled(leases):
                 self._leader.apply(ev.Recalled(session, leases))
             case Heartbeat(stats):
-                link.stats = {name: one for name, one in stats.items() if math.isfinite(one)}
+                link.stats = stats
                 self._leader.apply(ev.Heard(session))
             case Release(lease, died, suspects, reason):
                 reason = reason[:_REASON_CHARACTERS]
@@ -276,3 +305,9 @@ class Conversations:
         async with link.reads:
             # One image at a time per slot: what is read waits in the socket, not in memory.
             await link.outgoing.send_image(await self._leader.read_image(lease, shard, item))
+
+
+def _address(connection: ServerConnection) -> str:
+    """Return where a connection comes from, as ``host:port``."""
+    host, port, *_ = connection.remote_address or ("?", 0)
+    return f"[{host}]:{port}" if ":" in str(host) else f"{host}:{port}"

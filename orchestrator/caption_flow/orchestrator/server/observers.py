@@ -6,6 +6,7 @@ Every request gets one answer, in order: `Status`, `Done`, or a `Problem` that s
 from __future__ import annotations
 
 import asyncio
+from collections.abc import MutableSet
 from typing import Protocol
 
 import structlog
@@ -49,11 +50,11 @@ class Steering(Protocol):
         """End the run: by draining, or at once."""
         ...
 
-    def pause(self) -> Done:
+    async def pause(self) -> Done:
         """Hand out nothing until `resume`."""
         ...
 
-    def resume(self) -> Done:
+    async def resume(self) -> Done:
         """Hand out again."""
         ...
 
@@ -79,14 +80,18 @@ class Steering(Protocol):
 
 
 async def serve_observer(
-    connection: ServerConnection, identity: Identity, steering: Steering
+    connection: ServerConnection,
+    identity: Identity,
+    steering: Steering,
+    present: MutableSet[Outgoing],
 ) -> None:
-    """Answer one observer until its connection closes.
+    """Answer one observer until its connection closes; meanwhile it is ``present``.
 
     Raises:
         ProtocolError: it sent something else than an observer's message.
     """
     outgoing = Outgoing(connection)
+    present.add(outgoing)
     pump = asyncio.create_task(outgoing.pump(), name=f"to {identity.name}")
     pace = Pace(OBSERVER_REQUESTS_PER_SECOND)
     try:
@@ -95,6 +100,7 @@ async def serve_observer(
             outgoing.send(await _answer(decode_from_observer(frame), identity, steering))
             await outgoing.flush()
     finally:
+        present.discard(outgoing)
         pump.cancel()
 
 
@@ -119,9 +125,9 @@ async def _obey(  # noqa: PLR0911  -- one match over all requests
         case Shutdown(now):
             return steering.shut_down(now=now)
         case Pause():
-            return steering.pause()
+            return await steering.pause()
         case Resume():
-            return steering.resume()
+            return await steering.resume()
         case RetryFailed(kind):
             return await steering.retry_failed(kind)
         case Reload(config):
