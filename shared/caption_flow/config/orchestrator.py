@@ -51,7 +51,7 @@ class TokenEntry(Section):
     max_items: WholeNumber | None = Field(
         default=None,
         ge=0,
-        description="Rows that may come from its workers in all, restarts included; then they wait.",
+        description="Rows that may come from its workers in all, then they wait.",
     )
     expires: Moment | None = Field(
         default=None,
@@ -74,8 +74,9 @@ class SpotChecksConfig(Section):
     """How those are checked whose tokens have `trust: low`.
 
     Some of their items are captioned a second time, by a worker with another token, and the texts
-    compared. The second text is not kept. Two texts agree as far as they have the same words: twice the number of words that are in both,
-    divided by the number of words in the one and in the other, each word counted once.
+    compared. The second text is not kept. Two texts agree as far as they have the same words: twice
+    the number of words that are in both, divided by the number of words in the one and in the
+    other, each word counted once.
     """
 
     share: Number = Field(

@@ -61,14 +61,15 @@ def _not_a_switch(value: Any) -> Any:
     return value
 
 
-def _moment(value: Any) -> Any:
+def moment(value: Any) -> float:
+    """Return a day's end, or a moment, in seconds since 1970. Raises `ValueError`."""
     if not isinstance(value, str):
         raise ValueError("must be a day or a moment, such as 2026-12-31")  # noqa: TRY004 - pydantic's
     try:
-        moment = datetime.fromisoformat(value.strip())
+        said = datetime.fromisoformat(value.strip())
         if len(value.strip()) == len("2026-12-31"):
-            moment += timedelta(days=1)
-        return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+            said += timedelta(days=1)
+        return (said if said.tzinfo else said.replace(tzinfo=UTC)).timestamp()
     except (ValueError, OverflowError) as error:
         raise ValueError(
             f"must be a day or a moment, such as 2026-12-31 or 2026-12-31T18:00Z: {error}"
@@ -88,7 +89,7 @@ def _expand_home(path: Path) -> Path:
 
 WholeNumber = Annotated[int, BeforeValidator(_not_a_switch)]
 Number = Annotated[float, BeforeValidator(_not_a_switch)]
-Moment = Annotated[float, BeforeValidator(_moment)]
+Moment = Annotated[float, BeforeValidator(moment)]
 """Seconds since 1970, written as a day, which ends it, or as a moment; see ISO 8601."""
 Texts = Annotated[tuple[str, ...], BeforeValidator(_one_or_many)]
 FilePath = Annotated[Path, AfterValidator(_expand_home)]
