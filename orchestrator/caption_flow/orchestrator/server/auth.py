@@ -22,7 +22,8 @@ MOST_WAITING: Final = 256
 """Refusals that are held back at a time; whoever else is refused meanwhile hears it at once."""
 _MOST_ADDRESSES: Final = 4096
 _FIRST_DELAY_SECONDS: Final = 0.1
-_LONGEST_DELAY_SECONDS: Final = 10.0
+_LONGEST_DELAY_SECONDS: Final = 8.0
+"""Less than the handshake may take: a refusal is to be heard."""
 _NETWORK_BITS: Final = 64
 """Of an IPv6 address: whoever has one has all the others that begin alike."""
 NO_LIMITS: Final = TokenLimits()
