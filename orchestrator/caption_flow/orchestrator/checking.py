@@ -35,6 +35,11 @@ class Run(Protocol):
         ...
 
     @property
+    def clock(self) -> float:
+        """The time on the clock of the run, in seconds."""
+        ...
+
+    @property
     def all_terminal(self) -> bool:
         """Whether every item of the run has its row."""
         ...
@@ -45,6 +50,10 @@ class Run(Protocol):
 
     def write(self, write: Write) -> asyncio.Future[None]:
         """Queue a write; the future is done when it is durable."""
+        ...
+
+    def look_at(self, write: CompareRows) -> asyncio.Future[None]:
+        """Queue a look at rows; the future fails with `ProtocolError` if they are none."""
         ...
 
     def compare(self, items: tuple[int, ...], payload: bytes) -> CompareRows:
@@ -98,6 +107,8 @@ class Checking:
         self._ready: set[str] = set()
         """Sessions that have asked for work, so that their engines are there."""
         self._cutting = {name for name, one in standings.items() if one.cut_off}
+        self._comparing = 0
+        """Answers that are being looked at."""
         self._awaited = False
         self._waiting_since: float | None = None
         self._said_nobody = False
@@ -178,6 +189,7 @@ class Checking:
         write = self._run.compare(event.items, payload) if checks else CompareRows((), b"", ())
 
         def compared(done: asyncio.Future[None]) -> None:
+            self._comparing -= 1
             link.unacknowledged.release()
             error = None if done.cancelled() else done.exception()
             if isinstance(error, ProtocolError):
@@ -189,9 +201,10 @@ class Checking:
                 self._judge(checks, write, link)
                 if not link.refused:
                     link.outgoing.acknowledge(event.seq)
-            self.look(asyncio.get_running_loop().time(), progressed=True)
+            self.look(self._run.clock, progressed=True)
 
-        self._run.write(write).add_done_callback(compared)
+        self._comparing += 1
+        self._run.look_at(write).add_done_callback(compared)
 
     def _judge(self, checks: Collection[Check], write: CompareRows, link: Link) -> None:
         trusted = self._membership.is_trusted(link.identity)
@@ -270,7 +283,8 @@ class Checking:
             self._run.grant_checks(link, lease, checks[0].shard, items)
 
     def _wait_or_not(self, names: Collection[str], now: float) -> None:
-        pending = bool(self._checks.under_way) or self._checks.is_waiting_for(names)
+        under_way = self._checks.under_way + self._comparing
+        pending = bool(under_way) or self._checks.is_waiting_for(names)
         if not (pending and self._run.all_terminal):
             self._waiting_since = None
         elif self._waiting_since is None:

@@ -410,6 +410,10 @@ class Orchestrator:
         self._watch(future)
         return future
 
+    def look_at(self, write: CompareRows) -> asyncio.Future[None]:
+        """Queue a look at rows; the future fails with `ProtocolError` if they are none."""
+        return self._store.write(write)
+
     def cut_off(self, name: str) -> None:
         """Let a contributor in no more, and have all that it had a part in done again."""
         self._spawn(self._cut_off(name), f"cutting {name} off")

@@ -18,6 +18,7 @@ from caption_flow.protocol.messages import (
     Grant,
     GrantedLease,
     Release,
+    Wait,
     Want,
 )
 from caption_flow.protocol.rows import CAPTIONED, FAILED, Row
@@ -97,6 +98,9 @@ class Captioner:
                                 granted.lease, items_of(granted), rows=self.rows(granted)
                             )
                         await self.worker.send(Want(1))
+                    case Wait(seconds):
+                        await asyncio.sleep(min(seconds, 0.5))  # as a worker does
+                        await self.worker.send(Want(1))
                     case Ack(seq):
                         self.acknowledged = seq
                     case Finished() as finished:
@@ -144,8 +148,9 @@ async def test_an_honest_worker_of_low_trust_is_checked_and_nothing_is_stored_tw
         assert standing(run, "somebody else")["checks"] == 0
         await until(lambda: full.acknowledged == full.reported or full.worker.heard)
     manager = StorageManager(tmp_path / "run")
-    assert len(manager.get_storage_contents().rows) == IMAGES
-    manager.close()
+    exported = (await manager.get_storage_contents()).rows
+    assert sorted(row["item_index"] for row in exported) == list(range(IMAGES))
+    await manager.close()
 
 
 async def test_a_worker_that_lies_is_flagged_and_its_rows_stay_if_nothing_else_is_asked(
@@ -310,9 +315,14 @@ async def test_a_lease_for_checks_is_its_sessions_alone(tmp_path: Path) -> None:
             else:
                 await thief.send(forgery)
             assert await thief.closed() == (1008, f"lease {check.lease} is not yours")
+        nonsense = await run.join(token=OTHER_TOKEN)
         await full.report(check.lease, [*items, max(items) + 1])
         code, reason = await full.closed()
         assert (code, reason) == (1008, f"a report names items that are not in lease {check.lease}")
+        check = await nonsense.lease()
+        await nonsense.report(check.lease, items_of(check), payload=b"no rows")
+        code, reason = await nonsense.closed()
+        assert (code, "Arrow" in reason) == (1008, True)
         again = Captioner(await run.join(token=OTHER_TOKEN), truth)
         await asyncio.gather(again.work(), working)
         assert standing(run)["agreement"] == 1.0
