@@ -118,7 +118,9 @@ class Membership:
         if not any(one.role == "admin" and one.name != name for one in self._tokens):
             raise SteeringError(f"{name!r} has the last admin's token: add another one first")
         ended = await self.revoke(found, "its token was removed")
-        return Done(f"{name} may connect no more; {ended} sessions ended", {"sessions": ended})
+        return Done(
+            f"{name} may connect no more; {_number(ended, 'session')} ended", {"sessions": ended}
+        )
 
     async def revoke(self, identities: Sequence[Identity], why: str) -> int:
         """Let the holders of tokens in no more, end their sessions, and make that durable."""
@@ -190,8 +192,8 @@ class Membership:
         if most is None or beside < most:
             return None
         return (
-            f"the token of {link.contributor!r} is for {most} workers at a time, and {beside} are "
-            "connected"
+            f"the token of {link.contributor!r} is for {_number(most, 'worker')} at a time, and "
+            f"{beside} {'is' if beside == 1 else 'are'} connected"
         )
 
     def ration(self, identity: Identity) -> None:
@@ -209,7 +211,8 @@ class Membership:
         if link.contributor not in self._exhausted:
             self._exhausted.add(link.contributor)
             log.info("a contributor has reached its limit", who=link.contributor, max_items=most)
-        return f"the token of {link.contributor!r} is for {most} items, done or in work: no more"
+        items = _number(most or 0, "item")
+        return f"the token of {link.contributor!r} is for {items}, done or in work: no more"
 
     def _limit(self, identity: Identity) -> int | None:
         return (self._tokens.current(identity) or identity).limits.max_items
@@ -286,6 +289,10 @@ def _shown(identity: Identity) -> dict[str, Any]:
     """Return the limits that there are, as plain values."""
     limits: dict[str, Any] = msgspec.to_builtins(identity.limits)
     return limits
+
+
+def _number(count: int, what: str) -> str:
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"
 
 
 def _article(role: str) -> str:

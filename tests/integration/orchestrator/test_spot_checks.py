@@ -230,7 +230,7 @@ async def test_a_worker_that_says_of_good_images_that_they_are_broken_lies_too(
     tmp_path: Path,
 ) -> None:
     async with checked(tmp_path, **settings(on_cheat="revoke")) as run:
-        liar = Captioner(await run.join(), lambda item: None)
+        liar = Captioner(await run.join(), lambda _: None)
         lying = asyncio.create_task(liar.work())
         await until(lambda: run.orchestrator.progress.done > 30)
         end = await Captioner(await run.join(token=OTHER_TOKEN), truth).work()
