@@ -35,6 +35,11 @@ LINK_TESTS: Final = ("tests/integration/places/test_links.py",)
 TAR_TESTS: Final = ("tests/integration/orchestrator/test_tars.py",)
 OBJECT_TESTS: Final = ("tests/integration/places/test_objects.py",)
 GPU_TESTS: Final = ("tests/unit/cli/test_gpus.py", "tests/unit/engines/test_devices.py")
+STEERING: Final = "orchestrator/caption_flow/orchestrator/steering.py"
+STEERING_TESTS: Final = ("tests/integration/orchestrator/test_steering.py",)
+CONNECTING_TESTS: Final = ("tests/unit/cli/test_connecting.py",)
+SESSION_TESTS: Final = ("tests/unit/worker/test_session.py",)
+WORKER_TESTS: Final = ("tests/integration/worker/test_client.py",)
 OUTBOX_TESTS: Final = ("tests/unit/worker/test_outbox.py", "tests/property/test_outbox.py")
 
 
@@ -499,7 +504,7 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
         "quarantined in company",
         "an item is quarantined only when nothing else can be to blame",
         "ledger",
-        "if lease.isolated and left.bit_count() == 1:",
+        "if is_last and left.bit_count() == 1:",
         "if attempts >= self.policy.max_attempts and left.bit_count() == 1:",
     ),
     _ledger(
@@ -943,5 +948,167 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
         "worker/caption_flow/worker/engines/devices.py",
         "if not chosen or needed <= len(chosen):",
         "if not chosen or needed >= len(chosen):",
+    ),
+    # ------------------------------------------------------------------ watching and steering
+    Mutant(
+        "monitors that act",
+        "a monitor's token shows the state and does nothing else",
+        "orchestrator/caption_flow/orchestrator/server/observers.py",
+        'if identity.role != "admin":',
+        "if False:",
+        STEERING_TESTS,
+    ),
+    Mutant(
+        "pause forgotten",
+        "a pause outlasts the orchestrator",
+        SERVICE,
+        'await self._store.write(SetMeta({_PAUSED: "yes"}))',
+        'await self._store.write(SetMeta({_PAUSED: ""}))',
+        STEERING_TESTS,
+    ),
+    Mutant(
+        "still finished",
+        "a finished run goes on when failed items are put back",
+        SERVICE,
+        "            self.finished.clear()",
+        "            pass",
+        STEERING_TESTS,
+    ),
+    Mutant(
+        "half applied",
+        "a configuration of which something needs a restart changes nothing",
+        STEERING,
+        "        if in_the_way:",
+        "        if False:",
+        STEERING_TESTS,
+    ),
+    Mutant(
+        "recipe kept to oneself",
+        "workers hear of a changed recipe",
+        SERVICE,
+        "for link in self._conversations.links.values() if is_news else ():",
+        "for link in ():",
+        STEERING_TESTS,
+    ),
+    Mutant(
+        "half of another recipe",
+        "a row is of one recipe: what an earlier one gave to a later stage is not stored",
+        SERVICE,
+        "ev.CommitRejected(ticket) if is_outdated else ev.Committed(ticket)",
+        "ev.Committed(ticket)",
+        STEERING_TESTS,
+    ),
+    Mutant(
+        "partials of another recipe kept",
+        "items between stages begin again under another recipe, on disk, too",
+        SERVICE,
+        "            self.apply(ev.RecipeReplaced())\n"
+        "            self._watch(self._store.write(ForgetPartials()))",
+        "            self.apply(ev.RecipeReplaced())",
+        STEERING_TESTS,
+    ),
+    Mutant(
+        "credits kept",
+        "rows that are taken back are nobody's any more",
+        SERVICE,
+        "self._credits.setdefault(name, Counter()).subtract(counts)",
+        "pass",
+        STEERING_TESTS,
+    ),
+    Mutant(
+        "a shutdown without an answer",
+        "a shutdown is answered before the end",
+        SERVICE,
+        "for outgoing in (*self._conversations.observers, *(one.outgoing for one in links)):\n"
+        "                    await outgoing.flush()",
+        "self._conversations.observers.clear()\n"
+        "                for observer in links:\n"
+        "                    await observer.outgoing.flush()",
+        STEERING_TESTS,
+    ),
+    _ledger(
+        "another recipe built upon",
+        "items between stages begin again when the recipe is replaced",
+        "ledger",
+        "self._rewind(None, None, effects)",
+        "pass",
+    ),
+    _ledger(
+        "pieces in the wrong queue",
+        "with another limit of attempts, what waits is found all the same",
+        "backlog",
+        "        for piece in waiting:\n            self.put(piece)",
+        "        for piece in waiting:\n            piece.chunk.pieces.append(piece)",
+    ),
+    _ledger(
+        "put aside too early",
+        "an item is put aside after as many attempts as are allowed now",
+        "ledger",
+        "is_last = lease.isolated and attempts >= self.policy.max_attempts",
+        "is_last = lease.isolated",
+    ),
+    Mutant(
+        "old prompts to the end",
+        "when the recipe changes, what is in no engine is given up",
+        "worker/caption_flow/worker/core/session.py",
+        "            self._give(held, effects)",
+        "            pass",
+        SESSION_TESTS,
+    ),
+    Mutant(
+        "an unchanged model loaded again",
+        "a changed recipe loads what it changes and nothing else",
+        "worker/caption_flow/worker/runtime.py",
+        "if self._made.get(model) == options[model]",
+        "if False",
+        WORKER_TESTS,
+    ),
+    Mutant(
+        "engines pulled from under requests",
+        "other engines are loaded when the old ones have answered",
+        "worker/caption_flow/worker/pipeline.py",
+        "if self._renewal is not None and not self._carried and self.may_swap:",
+        "if self._renewal is not None and self.may_swap:",
+        WORKER_TESTS,
+    ),
+    Mutant(
+        "a token for everybody",
+        "a token that happens to lie about is sent to no server named on the command line",
+        "shared/caption_flow/cli/connecting.py",
+        "        if self.server is not None:\n            return Found()",
+        "        if False:\n            return Found()",
+        CONNECTING_TESTS,
+    ),
+    Mutant(
+        "a token to be read by all",
+        "what an orchestrator leaves for its owner can be read by that user only",
+        "shared/caption_flow/cli/local_access.py",
+        "os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600",
+        "os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644",
+        CONNECTING_TESTS,
+    ),
+    Mutant(
+        "another's access taken away",
+        "an orchestrator takes away what it left itself and nothing else",
+        "shared/caption_flow/cli/local_access.py",
+        "if access is not None and access.token == token:",
+        "if access is not None:",
+        CONNECTING_TESTS,
+    ),
+    Mutant(
+        "numbers without bound",
+        "what workers say of themselves is bounded, and finite",
+        "shared/caption_flow/protocol/messages.py",
+        "        Annotated[float, msgspec.Meta(ge=-1e15, le=1e15)],",
+        "        float,",
+        STEERING_TESTS,
+    ),
+    Mutant(
+        "a name that moves the cursor",
+        "what workers are called is shown with control characters written out",
+        "shared/caption_flow/cli/status_view.py",
+        "*(for_people(text) for text in texts),",
+        "*texts,",
+        ("tests/unit/cli/test_status_view.py",),
     ),
 )

@@ -544,6 +544,21 @@ class LedgerMachine(RuleBasedStateMachine):
     def rewind(self, shard: str, items: set[int]) -> None:
         """Files have changed: what stages gave to their items is taken off the disk."""
         named = {(shard, item) for item in items}
+        self.begin_again(named, ev.Rewound(shard, frozenset(items)))
+
+    @rule()
+    def replace_recipe(self) -> None:
+        """Another recipe is handed out: whatever has stages behind it begins again."""
+        counts = self.disk.counts.items()
+        every = {(shard, item) for shard, count in counts for item in range(count)}
+        self.begin_again(every, ev.RecipeReplaced())
+
+    @rule(chunk_size=st.sampled_from([1, 3, 8]), max_attempts=st.sampled_from([1, 2, 3]))
+    def change_policy(self, chunk_size: int, max_attempts: int) -> None:
+        self.policy = replace(self.policy, chunk_size=chunk_size, max_attempts=max_attempts)
+        self.feed(ev.PolicyChanged(chunk_size, self.policy.lease_seconds, max_attempts))
+
+    def begin_again(self, named: set[Item], event: ev.Event) -> None:
         on_the_way = named & self.on_the_way()
         between = {item for item in named - on_the_way if item in self.stages}
         self.again |= on_the_way
@@ -552,7 +567,7 @@ class LedgerMachine(RuleBasedStateMachine):
         for credit in self.credit.values():
             credit.difference_update(between | on_the_way)
         self.no_longer_done(between | on_the_way)
-        self.feed(ev.Rewound(shard, frozenset(items)))
+        self.feed(event)
         self.disk.queue.append((Forget(named), 0))
 
     def no_longer_done(self, items: set[Item]) -> None:

@@ -43,6 +43,14 @@ COMMANDS: Final[dict[str, Command]] = {
     ),
     "worker": Command("worker", "worker", "Join an orchestrator and caption what it hands out."),
     "doctor": Command("doctor", "doctor", "Say what this machine can run, and what to install."),
+    "status": Command("status", "status", "Show how a running run is."),
+    "monitor": Command("monitor", "monitor", "Watch a running run."),
+    "pause": Command("steering", "pause", "Have a running run hand out nothing more for now."),
+    "resume": Command("steering", "resume", "Have a paused run go on."),
+    "reload-config": Command(
+        "steering", "reload_config", "Have a running run go on with a changed configuration."
+    ),
+    "shutdown": Command("steering", "shutdown", "End a running run."),
     "export": Command(
         "export", "export", "Write a run's captions as txt, json, jsonl, csv or parquet."
     ),
@@ -50,7 +58,7 @@ COMMANDS: Final[dict[str, Command]] = {
     "scan-chunks": Command("verify", "scan_chunks", "The older name of `verify`."),
     "auth": Command("auth", "auth", "Let people into a run, and out again, while it goes on."),
     "retry-failed": Command(
-        "retry_failed", "retry_failed", "Put failed items back: the next run tries them again."
+        "retry_failed", "retry_failed", "Put failed items back, so that they are tried again."
     ),
 }
 """In the order in which people meet them."""

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Callable
-from dataclasses import MISSING, dataclass, fields, replace
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, dataclass, fields
 from functools import wraps
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, get_type_hints
@@ -18,12 +18,13 @@ from typing import Annotated, Any, Final, Literal, get_type_hints
 import typer
 
 from caption_flow.cli.failures import CommandFailed, usage_error
+from caption_flow.cli.folders import for_people
 from caption_flow.cli.local_access import address_on_this_machine, read_access
-from caption_flow.config.discovery import find_config
+from caption_flow.config.discovery import Component, find_config
 from caption_flow.config.document_tree import parse_document
 from caption_flow.config.load import load_monitor, load_orchestrator
 from caption_flow.config.monitor import MonitorConfig
-from caption_flow.config.orchestrator import OrchestratorConfig
+from caption_flow.config.orchestrator import AuthConfig, OrchestratorConfig
 from caption_flow.config.problems import ConfigError
 from caption_flow.config.secret import Secret, SecretError
 from caption_flow.dialing.dial import Endpoint
@@ -45,6 +46,8 @@ class Found:
     server: str | None = None
     token: Secret | None = None
     verify_ssl: bool = True
+    nobody_there: str | None = None
+    """Why there is no token: who would have left one does not run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +99,8 @@ class Where:
         found = self._found(rights)
         secret = self._token_given() or _from_environment(rights, self) or found.token
         if secret is None:
+            if found.nobody_there is not None:
+                raise CommandFailed(found.nobody_there)
             usage_error(_no_token(rights))
         try:
             token = secret.reveal()
@@ -120,18 +125,32 @@ class Where:
             return _found_in_file(self.config, rights)
         if self.server is not None:
             return Found()  # a token that happens to lie about is for another orchestrator
-        for component in ("orchestrator", "monitor"):
+        components: tuple[Component, ...] = ("orchestrator", "monitor")
+        for component in components if rights == "admin" else reversed(components):
             path = find_config(component, None, Path.cwd(), os.environ)
             if path is not None:
                 return _found_in_file(path, rights)
         return Found()
+
+    def monitor(self) -> MonitorConfig:
+        """Return what a monitor shows, and how often.
+
+        Raises:
+            CommandFailed: the configuration is wrong.
+        """
+        path = find_config("monitor", self.config, Path.cwd(), os.environ)
+        try:
+            is_there = path is not None and (self.config is None or _has_monitor(path))
+            return load_monitor(path if is_there else None).config
+        except ConfigError as error:
+            usage_error(error)
 
     def _found_in(self, data_dir: Path) -> Found:
         access = read_access(data_dir)
         if access is not None:
             return Found(access.server, Secret(access.token), access.verify_ssl)
         if self.server is None:
-            raise CommandFailed(f"no orchestrator of yours runs on {data_dir}")
+            raise CommandFailed(_nobody_on(data_dir))
         return Found()
 
 
@@ -180,12 +199,21 @@ def _found_in_file(path: Path, rights: Rights) -> Found:
 
 
 def _is_monitors(path: Path) -> bool:
-    """Tell whether a file is about a monitor; one that cannot be read is not."""
+    """Tell whether a file says nothing of an orchestrator; one that cannot be read may."""
+    root = _root_of(path)
+    return bool(root) and "orchestrator" not in root and "dataset" not in root
+
+
+def _has_monitor(path: Path) -> bool:
+    """Tell whether a file says anything of a monitor."""
+    return "monitor" in _root_of(path) or _is_monitors(path)
+
+
+def _root_of(path: Path) -> Mapping[Any, Any]:
     try:
-        root = parse_document(path.read_text("utf-8-sig"), str(path)).root
+        return parse_document(path.read_text("utf-8-sig"), str(path)).root
     except (OSError, UnicodeDecodeError):
-        return False
-    return "orchestrator" not in root and ("monitor" in root or "dataset" not in root)
+        return {}
 
 
 def _of_monitor(config: MonitorConfig) -> Found:
@@ -197,13 +225,17 @@ def _of_orchestrator(config: OrchestratorConfig, rights: Rights) -> Found:
     access = read_access(config.storage.data_dir)
     if access is not None:
         return Found(access.server, Secret(access.token), access.verify_ssl)
-    found = Found(address_on_this_machine(config.host, config.port, tls=config.ssl is not None))
-    if config.auth is None:
-        return found
-    tokens = [*config.auth.admin_tokens]
-    if rights == "monitor":
-        tokens += config.auth.monitor_tokens
-    return replace(found, token=tokens[0].token) if tokens else found
+    auth = config.auth or AuthConfig()
+    usable = auth.admin_tokens if rights == "admin" else auth.admin_tokens + auth.monitor_tokens
+    return Found(
+        address_on_this_machine(config.host, config.port, tls=config.ssl is not None),
+        usable[0].token if usable else None,
+        nobody_there=_nobody_on(config.storage.data_dir),
+    )
+
+
+def _nobody_on(data_dir: Path) -> str:
+    return f"no orchestrator of yours runs on {for_people(data_dir)}"
 
 
 def _no_token(rights: Rights) -> str:

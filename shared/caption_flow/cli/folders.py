@@ -9,7 +9,9 @@ from typing import Final
 
 from caption_flow.cli.failures import usage_error
 
-_UNPRINTABLE: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+_UNPRINTABLE: Final = re.compile(
+    r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
+)
 
 
 def refuse_unwritable(folder: Path, way_out: str) -> None:

@@ -51,9 +51,11 @@ def write_privately(path: Path, text: str) -> None:
     fresh.replace(path)
 
 
-def remove_access(data_dir: Path) -> None:
-    """Take the access away; nothing is wrong if there is none."""
-    (data_dir / ACCESS_FILE).unlink(missing_ok=True)
+def remove_access(data_dir: Path, token: str) -> None:
+    """Take the access with this token away; another orchestrator's is left, and so is none."""
+    access = read_access(data_dir)
+    if access is not None and access.token == token:
+        (data_dir / ACCESS_FILE).unlink(missing_ok=True)
 
 
 def address_on_this_machine(host: str, port: int, *, tls: bool) -> str:

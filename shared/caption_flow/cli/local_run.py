@@ -21,6 +21,13 @@ from rich.console import Console
 from caption_flow.cli.crew import TOKEN_VARIABLE, Crew
 from caption_flow.cli.failures import EXIT_INTERRUPTED, EXIT_OK, CommandFailed, usage_error
 from caption_flow.cli.folders import for_people
+from caption_flow.cli.local_access import (
+    NAME,
+    Access,
+    address_on_this_machine,
+    remove_access,
+    write_access,
+)
 from caption_flow.cli.plan import Plan, note_on_recipe
 from caption_flow.cli.present import PresentRows
 from caption_flow.cli.progress_view import Moment, progress_shown
@@ -75,12 +82,15 @@ class LocalRun:
 
     async def _lead(self) -> Outcome:
         """Lead the run to its end, or as far as it gets."""
-        token = secrets.token_urlsafe(32)
+        token, owners_token = secrets.token_urlsafe(32), secrets.token_urlsafe(32)
         plan = self._plan
         try:
             leader = await assemble(
                 plan.config,
-                [("worker", "local", token)],
+                [],
+                own_tokens=[("worker", NAME, token), ("admin", NAME, owners_token)],
+                # Whoever starts it again wants it to go on.
+                stays_paused=False,
                 limit=plan.limit,
                 skip=plan.skip,
                 # They were children of the process before us and ended with it.
@@ -96,7 +106,7 @@ class LocalRun:
             self._tell,
         )
         leading = asyncio.create_task(leader.run(), name="orchestrator")
-        with self._signals(leader):
+        with self._signals(leader), self._owner_let_in(leader, owners_token):
             working = asyncio.create_task(self._work_to_the_end(leader, leading, crew))
             if not await _first(working, self._at_once.wait()):
                 problem = await working
@@ -139,7 +149,8 @@ class LocalRun:
         if not watching.done():
             watching.cancel()
             return None
-        if leader.finished.is_set() or self._stopping:
+        # Its owner may have ended it from elsewhere, too.
+        if leader.finished.is_set() or self._stopping or leader.draining:
             return None
         return watching.result() or (
             "the workers ended before every image was done; the same command goes on from here"
@@ -185,6 +196,24 @@ class LocalRun:
             "--exit-with-parent",
             *self._plan.worker_arguments,
         ]
+
+    @contextlib.contextmanager
+    def _owner_let_in(self, leader: Orchestrator, token: str) -> Iterator[None]:
+        """Let `caption-flow status --data-dir` and the like find the run while it goes on."""
+        data_dir = self._plan.data_dir
+
+        async def write() -> None:
+            await leader.ready.wait()
+            server = address_on_this_machine("127.0.0.1", leader.port or 0, tls=False)
+            with contextlib.suppress(OSError):  # the run does without
+                await asyncio.to_thread(write_access, data_dir, Access(server, token))
+
+        writing = asyncio.create_task(write(), name="owner's access")
+        try:
+            yield
+        finally:
+            writing.cancel()
+            remove_access(data_dir, token)
 
     @contextlib.contextmanager
     def _signals(self, leader: Orchestrator) -> Iterator[None]:

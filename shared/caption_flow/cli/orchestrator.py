@@ -7,9 +7,9 @@ import os
 import secrets
 import signal
 import ssl
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar
 
 import structlog
 import typer
@@ -17,12 +17,26 @@ import typer
 from caption_flow.cli.configuration import load_or_refuse
 from caption_flow.cli.failures import EXIT_OK, usage_error
 from caption_flow.cli.folders import for_people, refuse_unwritable
+from caption_flow.cli.local_access import (
+    NAME,
+    Access,
+    address_on_this_machine,
+    remove_access,
+    write_access,
+    write_privately,
+)
 from caption_flow.cli.logs import configure_logging
 from caption_flow.cli.plan import note_on_recipe
 from caption_flow.config.discovery import find_config
 from caption_flow.config.exposure import check_exposure
+from caption_flow.config.load import load_orchestrator, parse_orchestrator
 from caption_flow.config.orchestrator import OrchestratorConfig
+from caption_flow.config.problems import ConfigError, ConfigProblem
 from caption_flow.config.secret import SecretError
+
+if TYPE_CHECKING:
+    from caption_flow.orchestrator.service import Orchestrator
+    from caption_flow.orchestrator.steering import Configuration
 
 log = structlog.get_logger()
 
@@ -101,10 +115,10 @@ def orchestrator(
     if problems:
         usage_error("\n".join(problems))
     refuse_unwritable(loaded.storage.data_dir, "choose another folder (--data-dir)")
-    raise typer.Exit(serve(loaded))
+    raise typer.Exit(serve(loaded, ReadAgain(path, overrides, insecure=insecure)))
 
 
-def serve(config: OrchestratorConfig) -> int:
+def serve(config: OrchestratorConfig, read_again: ReadAgain) -> int:
     """Run the orchestrator until it is told to end; return the exit code."""
     import uvloop  # noqa: PLC0415  -- not on every platform, and only servers need it
 
@@ -114,30 +128,65 @@ def serve(config: OrchestratorConfig) -> int:
         storage_failures(config.storage.data_dir),
         asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
     ):
-        return runner.run(_serve(config))
+        return runner.run(_serve(config, read_again))
 
 
-async def _serve(config: OrchestratorConfig) -> int:
+class ReadAgain:
+    """Reads a configuration for a run that goes on, as it was read at its start."""
+
+    def __init__(self, path: Path, overrides: Mapping[str, Any], *, insecure: bool) -> None:
+        self._path, self._overrides, self._insecure = path, overrides, insecure
+
+    def __call__(self, text: str | None) -> Configuration:
+        """Return the configuration of the file, or of a text in its place.
+
+        Raises:
+            ConfigError: it is wrong, or would let strangers in.
+            SecretError: a token cannot be had.
+        """
+        from caption_flow.orchestrator.steering import Configuration  # noqa: PLC0415  -- heavy
+
+        if text is None:
+            loaded = load_orchestrator(self._path, self._overrides)
+        else:
+            loaded = parse_orchestrator(text, source="new config", overrides=self._overrides)
+        problems = check_exposure(loaded.config, self._insecure)
+        if problems:
+            raise ConfigError([ConfigProblem(str(self._path), problem) for problem in problems])
+        return Configuration(loaded.config, _configured_tokens(loaded.config), loaded.warnings)
+
+
+async def _serve(config: OrchestratorConfig, read_again: ReadAgain) -> int:
     from caption_flow.orchestrator.assembly import assemble  # noqa: PLC0415  -- pulls in pyarrow
     from caption_flow.orchestrator.server.server import ServerError  # noqa: PLC0415
     from caption_flow.orchestrator.sources.base import SourceError  # noqa: PLC0415
 
     data_dir = config.storage.data_dir
     try:
-        tokens, made = _tokens(config)
+        made = _Made(config)
         note = note_on_recipe(config)
-        leader = await _or_refuse(assemble(config, tokens, tls=_tls(config)), data_dir)
-        if made is not None:
+        leader = await _or_refuse(
+            assemble(
+                config,
+                _configured_tokens(config),
+                tls=_tls(config),
+                own_tokens=made.tokens,
+                read_again=read_again,
+            ),
+            data_dir,
+        )
+        if made.worker_token is not None:
             # Not before: the folder may be another orchestrator's, and so would this file be.
-            await _or_refuse(asyncio.to_thread(_write_token, data_dir, made), data_dir)
+            await _or_refuse(asyncio.to_thread(_write_token, data_dir, made.worker_token), data_dir)
         if note is not None:
             log.warning(note)
         _install_signals(leader.drain, leader.stop)
-        announcing = asyncio.create_task(_announce(leader.ready))
+        announcing = asyncio.create_task(_announce(leader, config, made.admin_token))
         try:
             await leader.run()
         finally:
             announcing.cancel()
+            remove_access(data_dir, made.admin_token)
     except (SourceError, ServerError, SecretError) as error:
         usage_error(error)
     leader.log_progress()
@@ -154,8 +203,16 @@ async def _or_refuse(opening: Awaitable[T], data_dir: Path) -> T:
         usage_error(f"{for_people(data_dir)} cannot be used: {error.strerror or error}")
 
 
-async def _announce(ready: asyncio.Event) -> None:
-    await ready.wait()
+async def _announce(leader: Orchestrator, config: OrchestratorConfig, token: str) -> None:
+    """Say that it can be connected to, and let the owner in who is on this machine."""
+    await leader.ready.wait()
+    server = address_on_this_machine(config.host, leader.port or 0, tls=config.ssl is not None)
+    # The certificate is of another name than this machine's inside, if the owner's at all.
+    access = Access(server, token, verify_ssl=False)
+    try:
+        await asyncio.to_thread(write_access, config.storage.data_dir, access)
+    except OSError as error:
+        log.warning("`--data-dir` will not find this orchestrator", reason=str(error))
     print(READY_LINE, flush=True)
 
 
@@ -188,19 +245,31 @@ def _tls(config: OrchestratorConfig) -> ssl.SSLContext | None:
     return context
 
 
-def _tokens(config: OrchestratorConfig) -> tuple[list[tuple[str, str, str]], str | None]:
-    """Return (role, name, token) of everybody who may connect, and the token if it is made now."""
-    if config.auth is not None and config.has_tokens:
-        entries = config.auth.entries()
-        return [(role, entry.name, entry.token.reveal()) for role, entry in entries], None
-    token = secrets.token_urlsafe(32)
-    return [("worker", "local", token)], token
+def _configured_tokens(config: OrchestratorConfig) -> list[tuple[str, str, str]]:
+    """Return (role, name, token) of everybody who may connect; raises `SecretError`."""
+    entries = () if config.auth is None else config.auth.entries()
+    return [(role, entry.name, entry.token.reveal()) for role, entry in entries]
+
+
+class _Made:
+    """The tokens that an orchestrator makes for this machine, anew at each start.
+
+    Its owner's, and a worker's if the configuration has none.
+    """
+
+    def __init__(self, config: OrchestratorConfig) -> None:
+        self.admin_token = secrets.token_urlsafe(32)
+        self.worker_token = None if config.has_tokens else secrets.token_urlsafe(32)
+
+    @property
+    def tokens(self) -> list[tuple[str, str, str]]:
+        """Return them as (role, name, token)."""
+        worker = [] if self.worker_token is None else [("worker", NAME, self.worker_token)]
+        return [*worker, ("admin", NAME, self.admin_token)]
 
 
 def _write_token(data_dir: Path, token: str) -> None:
     """Put a token where only this user's workers can read it."""
     path = data_dir / LOCAL_TOKEN_FILE
-    path.unlink(missing_ok=True)
-    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:  # noqa: PTH123
-        file.write(token)
+    write_privately(path, token)
     log.info("no auth configured: workers on this machine use", token=f"file:{path}")

@@ -1,39 +1,54 @@
-"""``caption-flow retry-failed``: put failed items back so that the next run tries them again."""
+"""``caption-flow retry-failed``: put failed items back so that they are tried again."""
 
 from __future__ import annotations
 
 import asyncio
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
 
+from caption_flow.cli.asking import LONG_ANSWER_SECONDS
+from caption_flow.cli.connecting import Where, connects
 from caption_flow.cli.failures import CommandFailed, usage_error
+from caption_flow.cli.folders import for_people
+from caption_flow.cli.local_access import read_access
 from caption_flow.cli.logs import configure_logging
+from caption_flow.cli.steering import steer
+from caption_flow.protocol.messages import RetryFailed
 from caption_flow.storage.database import LEDGER_FILE
-from caption_flow.storage.errors import StorageError
+from caption_flow.storage.errors import StorageBusyError, StorageError
 from caption_flow.storage.reopen import Opened
 from caption_flow.storage.store import RunStore
 
+DEFAULT_DATA_DIR: Final = Path("./caption_data")
 
+
+@connects
 def retry_failed(
-    data_dir: Annotated[Path, typer.Option(help="Folder of the run (storage.data_dir).")] = Path(
-        "./caption_data"
-    ),
+    where: Where,
     kind: Annotated[
         str | None, typer.Option(help="Only failures of this kind, such as quarantined.")
     ] = None,
     verbose: Annotated[bool, typer.Option("--verbose", help="Log more.")] = False,
 ) -> None:
-    """Put failed items back: the next run tries them again. Captioned items are not touched.
+    """Put failed items back, so that they are tried again. Captioned items are not touched.
 
-    The orchestrator must not be running on the folder.
+    With --server (or --config), a running orchestrator is asked, and the run goes on with them.
+    Otherwise none may be running on the folder (--data-dir, or else ./caption_data), and the next
+    run tries them.
     """
     configure_logging("retry-failed", verbose=verbose)
+    if where.server is not None or where.config is not None:
+        steer(where, RetryFailed(kind), seconds=LONG_ANSWER_SECONDS)
+        return
+    data_dir = where.data_dir or DEFAULT_DATA_DIR
     if not (data_dir / LEDGER_FILE).is_file():
         usage_error(f"{data_dir} holds no run; --data-dir names the run's folder")
     try:
         opened, known = asyncio.run(_retry(data_dir, kind))
+    except StorageBusyError as error:
+        raise CommandFailed(_ask_instead(data_dir, error)) from error
     except StorageError as error:
         raise CommandFailed(str(error)) from error
     if not opened.counts and kind is not None and known:
@@ -42,6 +57,18 @@ def retry_failed(
     kinds = ", ".join(f"{name}: {rows}" for name, rows in sorted(opened.counts.items()))
     print(
         f"{count} items put back{f' ({kinds})' if kinds else ''}; start the run again to try them"
+    )
+
+
+def _ask_instead(data_dir: Path, busy: StorageBusyError) -> str:
+    """Say that somebody runs on the folder, and how to have them do it."""
+    access = read_access(data_dir)
+    server = "ws://HOST:PORT" if access is None else access.server
+    folder = for_people(data_dir)
+    return (
+        f"{folder} is in use by an orchestrator (pid {busy.pid} on {busy.host}), which can be "
+        f"asked: caption-flow retry-failed --server {server} "
+        + (f"--data-dir {folder}" if access is not None else "--token file:ADMIN_TOKEN")
     )
 
 

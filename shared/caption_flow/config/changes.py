@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Final
+from typing import Any, Final, TypeGuard
 
 from caption_flow.config.orchestrator import OrchestratorConfig
 from caption_flow.config.problems import key_path
 from caption_flow.config.section import INSTEAD, Section
+from caption_flow.config.vllm import KeyPath
 from caption_flow.recipe.stages import Recipe, Stage
 
 _AT_ONCE: Final = (
@@ -27,10 +28,8 @@ _AT_ONCE: Final = (
 
 
 def changed_keys(old: OrchestratorConfig, new: OrchestratorConfig) -> list[str]:
-    """Return the paths of the keys that differ, in the order of the new configuration."""
-    before, after = dict(_leaves(old)), dict(_leaves(new))
-    paths = [*after, *(path for path in before if path not in after)]
-    return [path for path in paths if before.get(path) != after.get(path)]
+    """Return the paths of the keys that differ; a section that is new, or gone, is one key."""
+    return [key_path(path) for path in _differences(old, new, ())]
 
 
 def obstacles(old: OrchestratorConfig, new: OrchestratorConfig) -> list[str]:
@@ -55,24 +54,32 @@ def _is_at_once(path: str) -> bool:
     return any(path == key or path.startswith((f"{key}.", f"{key}[")) for key in _AT_ONCE)
 
 
-def _leaves(section: Section, prefix: tuple[str | int, ...] = ()) -> Iterator[tuple[str, Any]]:
-    """Yield every value with its path; what has no effect is left out."""
-    for name, field in type(section).model_fields.items():
+def _differences(old: Any, new: Any, path: KeyPath) -> Iterator[KeyPath]:
+    if old == new:
+        return
+    if isinstance(old, Section) and type(old) is type(new):
+        for name in _keys(old, new):
+            yield from _differences(
+                getattr(old, name, None), getattr(new, name, None), (*path, name)
+            )
+    elif _are_sections(old) and _are_sections(new) and len(old) == len(new):
+        for number, (one, other) in enumerate(zip(old, new, strict=True)):
+            yield from _differences(one, other, (*path, number))
+    else:
+        yield path
+
+
+def _are_sections(value: Any) -> TypeGuard[tuple[Section, ...]]:
+    return isinstance(value, tuple) and all(isinstance(one, Section) for one in value)
+
+
+def _keys(old: Section, new: Section) -> Iterator[str]:
+    """Yield the keys of a section, the engine's own among them; not those without any effect."""
+    for name, field in type(new).model_fields.items():
         extra = field.json_schema_extra
         if not (isinstance(extra, dict) and INSTEAD in extra):
-            yield from _values(getattr(section, name), (*prefix, name))
-    for name, value in (section.model_extra or {}).items():
-        yield from _values(value, (*prefix, name))
-
-
-def _values(value: Any, path: tuple[str | int, ...]) -> Iterator[tuple[str, Any]]:
-    if isinstance(value, Section):
-        yield from _leaves(value, path)
-    elif isinstance(value, tuple) and value and isinstance(value[0], Section):
-        for number, one in enumerate(value):
-            yield from _leaves(one, (*path, number))
-    else:
-        yield key_path(path), value
+            yield name
+    yield from dict.fromkeys((*(new.model_extra or ()), *(old.model_extra or ())))
 
 
 def _obstacles_in_recipes(old: Recipe, new: Recipe) -> Iterator[str]:

@@ -121,13 +121,18 @@ class Running:
 async def worker(
     orchestrator: ScriptedOrchestrator, *engines: ScriptedEngine, **settings: Any
 ) -> AsyncIterator[Running]:
-    """Run a worker with these engines (by model) until it ends or the block does."""
-    by_model = {engine.model: engine for engine in engines}
+    """Run a worker with these engines until it ends or the block does.
+
+    They are by model; of several for one, each that is built is the next.
+    """
+    to_build = list(engines)
 
     def build(model: str, options: Mapping[str, Any], mock_results: bool) -> Engine:
-        if model not in by_model:
+        built = next((engine for engine in to_build if engine.model == model), None)
+        if built is None:
             raise EngineUnavailable(f"no such model: {model}")
-        return by_model[model]
+        to_build.remove(built)
+        return built
 
     defaults = {"token": TOKEN, "name": "w", "when_finished": "shutdown", "connect_seconds": 5.0}
     chosen = WorkerSettings(server=orchestrator.url, **{**defaults, **settings})
@@ -598,9 +603,14 @@ async def test_a_changed_recipe_applies_to_what_is_granted_after_it() -> None:
         peer = await orchestrator.joined()
         await peer.expect(Want)
         await peer.grant(1, [0])
+        engine.reply = None
+        await peer.serve_images(IMAGES, until=1)
+        await engine.has("Describe.")
         await peer.send(RecipeChanged(changed))
+        engine.answer("Describe.")
+        engine.reply = lambda request: f"answer to {request.prompt}"
         await peer.grant(2, [1])
-        await peer.serve_images(IMAGES, until=2)
+        await peer.serve_images(IMAGES, until=1)
         by_lease: dict[int, Results] = {}
         while len(by_lease) < 2:
             results = await peer.expect(Results)
@@ -612,14 +622,99 @@ async def test_a_changed_recipe_applies_to_what_is_granted_after_it() -> None:
     assert (new["recipe"], new["french"]) == ("changed", ["answer to Now in French."])
 
 
-async def test_a_recipe_with_other_models_asks_for_a_restart() -> None:
-    other = RecipeSpec(stages=(StageSpec("s", "large", ("p",), "captions"),), fingerprint="f2")
+def recipe_of(fingerprint: str, *stages: StageSpec) -> RecipeSpec:
+    return RecipeSpec(stages=stages, fingerprint=fingerprint)
+
+
+async def test_a_changed_recipe_with_the_same_model_loads_nothing() -> None:
+    engine = answering()
+    async with scripted_orchestrator() as orchestrator, worker(orchestrator, engine) as it:
+        peer = await orchestrator.joined()
+        await peer.expect(Want)
+        await peer.send(RecipeChanged(recipe_of("f2", StageSpec("s", "m", ("p",), "captions"))))
+        await it.says("the recipe changed")
+        await peer.grant(1, [0])
+        await peer.serve_images(IMAGES, until=1)
+        (row,) = await peer.rows(1)
+    assert row["recipe"] == "f2"
+    assert engine.starts == 1
+
+
+async def test_a_new_model_is_loaded_when_the_old_one_has_answered_what_it_was_asked() -> None:
+    old, new = ScriptedEngine(), answering(model="large")
+    other = recipe_of("f2", StageSpec("default", "large", ("p",), "captions"))
+    async with scripted_orchestrator() as orchestrator, worker(orchestrator, old, new):
+        peer = await orchestrator.joined()
+        await peer.grant(1, [0])
+        await peer.serve_images(IMAGES, until=1)
+        await old.has("Describe.")
+        await peer.send(RecipeChanged(other))
+        await peer.grant(2, [1])
+        assert (await peer.expect(Recalled)).leases == {}, "the engine has it"
+        assert (old.stops, new.starts) == (0, 0), "the old engine still has something to do"
+        old.answer("Describe.", "of old")
+        await peer.serve_images(IMAGES, until=1)
+        rows = await peer.rows(2)
+        assert (old.stops, new.starts) == (1, 1)
+    assert [(row["recipe"], row["models"]) for row in rows] == [
+        ("one stage", ["m"]),
+        ("f2", ["large"]),
+    ]
+
+
+async def test_a_model_with_other_engine_options_is_loaded_anew_and_the_other_one_is_not() -> None:
+    kept, first, anew = answering(model="a"), answering(model="b"), answering(model="b")
+
+    def recipe(fingerprint: str, **options: Any) -> RecipeSpec:
+        return recipe_of(
+            fingerprint,
+            StageSpec("one", "a", ("p",), "x", engine={"gpu_memory_utilization": 0.3}),
+            StageSpec("two", "b", ("p",), "y", engine={"gpu_memory_utilization": 0.3, **options}),
+        )
+
+    async with (
+        scripted_orchestrator() as orchestrator,
+        worker(orchestrator, kept, first, anew) as it,
+    ):
+        peer = await orchestrator.joined(recipe=recipe("f1"))
+        await peer.expect(Want)
+        await peer.send(RecipeChanged(recipe("f2", dtype="float16")))
+        await peer.grant(1, [0])
+        await peer.serve_images(IMAGES, until=1)
+        await it.says("this takes a model to be loaded")
+        results = await peer.expect(Results)
+    (row,) = rows_of(results, ("x", "y"))
+    assert row["recipe"] == "f2"
+    assert (kept.starts, kept.stops) == (1, 1), "stopped at the end only"
+    assert (first.stops, anew.starts) == (1, 1)
+
+
+async def test_a_recipe_that_changes_while_the_model_loads_is_followed_when_it_is_there() -> None:
+    old, new = answering(), answering(model="large")
+    old.start_gate = asyncio.Event()
+    other = recipe_of("f2", StageSpec("default", "large", ("p",), "captions"))
+    async with scripted_orchestrator() as orchestrator, worker(orchestrator, old, new) as it:
+        peer = await orchestrator.joined()
+        await old.until(lambda: old.starts == 1)
+        await peer.send(RecipeChanged(other))
+        await it.says("the recipe changed")
+        old.start_gate.set()
+        await peer.grant(1, [0])
+        await peer.serve_images(IMAGES, until=1)
+        (row,) = await peer.rows(1)
+    assert (row["recipe"], row["models"]) == ("f2", ["large"])
+
+
+async def test_a_new_model_that_cannot_be_loaded_ends_the_worker_and_its_leases_go_back() -> None:
+    other = recipe_of("f2", StageSpec("s", "unknown", ("p",), "captions"))
     async with scripted_orchestrator() as orchestrator, worker(orchestrator, answering()) as it:
         peer = await orchestrator.joined()
         await peer.expect(Want)
         await peer.send(RecipeChanged(other))
+        await peer.grant(1, [0])
+        assert (await peer.expect(Release)).lease == 1
         assert await it.exit_code() == 1
-        assert it.last_line == "Error: the recipe now names large: restart this worker"
+        assert it.last_line == "Error: no such model: unknown"
 
 
 async def test_a_worker_that_stays_connected_takes_new_work_after_the_end() -> None:

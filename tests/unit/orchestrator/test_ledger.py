@@ -1301,3 +1301,74 @@ def test_the_ledger_counts_every_state() -> None:
     assert run.ledger.leases_of("ada") == {lease.id: (SHARD, 0, 7)}
     assert run.ledger.leases_of("nobody") == {}
     assert accepted(run.queue[0]) == (2,)  # type: ignore[arg-type]
+
+
+# ---------------------------------------------------------------- changes on the way
+
+
+def test_chunks_of_another_size_are_cut_from_the_moment_it_is_set() -> None:
+    run = rehearsal(items=20, listed=False, chunk_size=8)
+    ada, bob = run.worker("ada"), run.worker("bob")
+    before = ada.gets()
+
+    run.feed(ev.PolicyChanged(chunk_size=3, lease_seconds=30.0, max_attempts=3))
+
+    assert len(before.items) == 8
+    assert bob.gets().items == (8, 9, 10)
+    run.ledger.check()
+
+
+def test_what_was_shorter_than_a_chunk_is_one_when_chunks_are_smaller() -> None:
+    run = rehearsal(items=5, listed=False, chunk_size=8)
+    run.feed(ev.PolicyChanged(chunk_size=5, lease_seconds=30.0, max_attempts=3))
+
+    assert run.worker("ada").gets().items == (0, 1, 2, 3, 4)
+
+
+def test_silence_is_measured_by_the_new_time() -> None:
+    run = rehearsal(items=4)
+    run.worker("ada").gets()
+    run.feed(ev.PolicyChanged(chunk_size=8, lease_seconds=5.0, max_attempts=3))
+
+    run.waits(6.0)
+
+    assert run.ledger.leased == 0
+
+
+def test_what_may_be_tried_more_often_is_not_put_aside_yet() -> None:
+    run = rehearsal(items=1, max_attempts=2)
+    ada = run.worker("ada")
+    first = ada.gets()
+    run.feed(ev.Released("ada", first.id, engine_died=True))
+    second = ada.gets()
+    run.feed(ev.PolicyChanged(chunk_size=8, lease_seconds=30.0, max_attempts=3))
+
+    run.feed(ev.Released("ada", second.id, engine_died=True))
+    run.writes()
+    assert not run.quarantined
+
+    third = ada.gets()
+    run.feed(ev.Released("ada", third.id, engine_died=True))
+    run.writes()
+    assert set(run.quarantined) == {0}
+
+
+def test_another_recipe_has_all_items_between_stages_begin_again() -> None:
+    run = rehearsal(items=6, stages=2)
+    ada, bob = run.worker("ada", 0), run.worker("bob", 1)
+    lease = ada.gets()
+    ada.reports(lease, 0, 1, reached=1)
+    run.writes()
+    held = bob.gets()
+    ada.reports(lease, 2, reached=1)  # on its way to the disk
+
+    run.feed(ev.RecipeReplaced())
+    run.writes()
+
+    assert run.ledger.unserved == {}
+    assert set(held.items) == {0, 1}
+    assert run.ledger.leases_of("bob") == {}, "what it would be done with is of another recipe"
+    run.ledger.check()
+    run.told.clear()
+    bob.asks()
+    assert not run.tells(ev.Grant, "bob"), "nothing has a stage behind it"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import pytest
 
 from caption_flow.protocol.messages import (
@@ -24,6 +25,7 @@ from caption_flow.protocol.messages import (
     RecipeChanged,
     RecipeSpec,
     Release,
+    StageSpec,
     Trim,
     Wait,
     Want,
@@ -438,12 +440,55 @@ def test_nothing_is_asked_for_while_rows_of_lost_leases_wait_for_the_window() ->
 def test_leases_keep_the_recipe_they_were_granted_under() -> None:
     worker = at_work()
     worker.grant(1, 0)
+    jobs = [worker.session.begin()]
     assert Adopt(OTHER_RECIPE) in worker.hear(RecipeChanged(OTHER_RECIPE))
+    worker.do(Withdrawn(()))  # the engine has it
     worker.grant(2, 0)
 
-    jobs = [worker.session.begin(), worker.session.begin()]
+    jobs.append(worker.session.begin())
 
     assert [job.recipe for job in jobs if job] == ["recipe one", "recipe two"]
+    assert batches(worker.finish(1, 0) + worker.tick(10.0)) == [(1, 1, (0,))], "and it counts"
+
+
+def test_when_the_recipe_changes_what_is_in_no_engine_is_given_up_at_once() -> None:
+    worker = at_work()
+    worker.grant(1, 0, 1, 2)
+    worker.grant(2, 7, 8)
+    worker.begin(2)
+
+    effects = worker.hear(RecipeChanged(OTHER_RECIPE))
+    assert Withdraw(2) in effects, "those begun, as far as they are in no engine"
+    said = sent(worker.do(Withdrawn(((LeaseId(1), 1),))), Recalled)
+
+    assert said == [Recalled({1: (2, 1), 2: (7, 8)})]
+    assert (worker.session.waiting, worker.session.begun) == (0, 1)
+    assert worker.session.hello().leases == {1: (0,)}
+
+
+def test_a_worker_that_holds_nothing_has_nothing_to_give_up_for_another_recipe() -> None:
+    worker = at_work()
+    effects = worker.hear(RecipeChanged(OTHER_RECIPE))
+    assert Adopt(OTHER_RECIPE) in effects
+    assert not any(isinstance(effect, Withdraw) for effect in effects)
+
+
+def test_a_recipe_with_other_engine_options_is_another_though_its_rows_are_alike() -> None:
+    stages = [StageSpec("s", "m", ("p",), "captions", engine={"dtype": one}) for one in ("a", "b")]
+    first, second = (RecipeSpec((stage,), "alike") for stage in stages)
+    worker = Worker()
+    worker.open(recipe=first)
+    assert Adopt(second) in worker.hear(RecipeChanged(second))
+    assert Adopt(second) not in worker.hear(RecipeChanged(second))
+
+
+def test_limits_that_come_with_a_recipe_are_kept_to() -> None:
+    worker = at_work()
+    hurried = msgspec.structs.replace(LIMITS, heartbeat_seconds=1.0, chunks_per_request=7)
+    worker.tick(2.0)
+    assert SendHeartbeat() in worker.hear(RecipeChanged(RECIPE, hurried)), "two seconds are over"
+    assert SendHeartbeat() in worker.tick(1.0)
+    assert [want.chunks for want in sent(worker.open(), Want)] == [2], "a new welcome says it anew"
 
 
 def test_the_same_recipe_is_adopted_once() -> None:

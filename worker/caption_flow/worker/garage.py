@@ -36,6 +36,8 @@ class Garage:
         self._slab = slab or Slab()
         self._clock = clock
         self._swaps_a_slab = 0
+        self._started: set[str] = set()
+        """The models whose engines are up."""
         self.loaded: int | None = None
         """The group whose engines are up; None before the first and while one is loading."""
 
@@ -87,20 +89,41 @@ class Garage:
             EngineUnavailable: one of its engines cannot be started.
 
         """
-        began, before, self.loaded = self._clock(), self.loaded, None
-        if before is not None:
-            log.info("unloading, to make room", models=", ".join(self._models(before)))
-            async with asyncio.TaskGroup() as stopping:
-                for model in self._models(before):
-                    stopping.create_task(self.engines[model].stop())
-        for model in self._models(group):
+        began, self.loaded = self._clock(), None
+        models = self._models(group)
+        in_the_way = self._started.difference(models)
+        if in_the_way:
+            log.info("unloading, to make room", models=", ".join(sorted(in_the_way)))
+            await self._stop(in_the_way)
+        for model in models:
+            if model in self._started:
+                continue
             log.info("loading the engine", model=model)
             loading = self._clock()
             await self.engines[model].start()
+            self._started.add(model)
             seconds = round(self._clock() - loading, 1)
             log.info("the engine is ready", model=model, seconds=seconds)
         self.loaded = group
         self._slab.swapped(self._clock() - began)
+
+    async def refit(self, engines: Mapping[str, SupervisedEngine], placement: Placement) -> None:
+        """Have other engines; those that are among the present ones stay as they are, up or not.
+
+        Nobody is in an engine. Nothing is loaded after this: see `load`.
+        """
+        self.loaded = None
+        gone = {model for model in self._started if engines.get(model) is not self.engines[model]}
+        if gone:
+            log.info("unloading what the recipe no longer names so", models=", ".join(sorted(gone)))
+            await self._stop(gone)
+        self.engines, self._placement = engines, placement
+
+    async def _stop(self, models: Collection[str]) -> None:
+        async with asyncio.TaskGroup() as stopping:
+            for model in models:
+                stopping.create_task(self.engines[model].stop())
+        self._started.difference_update(models)
 
     async def stop(self) -> None:
         """Stop every engine; may take as long as they take."""

@@ -19,7 +19,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter, deque
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import count
@@ -89,6 +89,10 @@ class EngineGoneError(EngineError):
     def __init__(self, sentence: str, suspects: tuple[Key, ...]) -> None:
         super().__init__(sentence)
         self.suspects = suspects
+
+
+Refit = Callable[[Garage], Awaitable[None]]
+"""Puts other engines into the garage, in which nobody is; see `Garage.refit`."""
 
 
 @dataclass(slots=True)
@@ -220,6 +224,8 @@ class Pipeline:
         self._ready: deque[_Carried] = deque()
         """Those that waited for the engines that are loaded now, and have not begun their visit."""
         self._visits = Visits(garage)
+        self._renewal: tuple[Recipe, Refit] | None = None
+        """The recipe to go on with, and what makes its engines, once nobody is in those of now."""
         self.may_swap = True
         """Whether other engines may be loaded for items that wait for them."""
         self._wake = asyncio.Event()
@@ -256,10 +262,26 @@ class Pipeline:
         return min(max(2 * self.width, 16), 256) if asked is None else asked
 
     def use(self, recipe: Recipe) -> None:
-        """Get ready for jobs under this recipe; its models are all among the engines."""
+        """Get ready for jobs under this recipe; its engines are all there.
+
+        See `renew` for another case.
+        """
         ours = served(recipe, self._serves)
         self._newest = self._garage.use(ours)
         self._recipes[recipe.fingerprint] = recipe, ours.stages, self._newest
+
+    def renew(self, recipe: Recipe, refit: Refit) -> None:
+        """Go on with a recipe that takes other engines, when nobody is left in those of now.
+
+        Until then no job is begun. There will be no further job under an earlier recipe.
+        """
+        self._renewal = recipe, refit
+        self._wake.set()
+
+    @property
+    def is_renewing(self) -> bool:
+        """Whether other engines are to be loaded, or being loaded, for another recipe."""
+        return self._renewal is not None
 
     def nudge(self) -> None:
         """Say that the desk may have another job."""
@@ -326,7 +348,9 @@ class Pipeline:
                 pass
             self.gauge.supply(supply)
             self._wake.clear()
-            if not self._is_swap_due():
+            if self._renewal is not None and not self._carried and self.may_swap:
+                await self._renew(*self._renewal)
+            elif not self._is_swap_due():
                 await self._wake.wait()
             elif not await self._wakes_within(self._patience()):
                 await self._swap()
@@ -363,6 +387,8 @@ class Pipeline:
 
         One is begun when there is nothing else: it is for that one that other engines are loaded.
         """
+        if self._renewal is not None:
+            return False
         if not self._garage.swaps or not self._carried:
             return True
         if self._newest is None or len(self._carried) >= self._garage.slab_items:
@@ -408,7 +434,7 @@ class Pipeline:
     def _is_swap_due(self) -> bool:
         """Whether every item at hand waits for engines that are not loaded."""
         is_idle = bool(self._carried) and not self._visits.running
-        return is_idle and self.may_swap and self._garage.swaps
+        return is_idle and self.may_swap and self._garage.swaps and self._renewal is None
 
     def _patience(self) -> float:
         """Return how many seconds to wait, once nobody works, for what could still be begun."""
@@ -440,6 +466,23 @@ class Pipeline:
         self._ready.extend(
             one for one in self._carried.values() if one.course.visit(one.done, group)
         )
+
+    async def _renew(self, recipe: Recipe, refit: Refit) -> None:
+        """Load the engines of another recipe, and go on with that.
+
+        Raises:
+            EngineUnavailable: they cannot be loaded.
+
+        """
+        await refit(self._garage)
+        self._engines = self._garage.engines
+        self._recipes.clear()
+        self.use(recipe)
+        course = self._garage.use(served(recipe, self._serves))
+        await self._garage.load(self._garage.next_group([(course, frozenset())]))
+        self._look_ahead.max_items = self._items_ahead
+        if self._renewal == (recipe, refit):
+            self._renewal = None
 
     def _suspects(self) -> tuple[Key, ...]:
         riders = {rider for engine in self._engines.values() for rider in engine.suspects}

@@ -12,6 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Final
 
 import structlog
@@ -64,7 +65,7 @@ from caption_flow.worker.core.events import (
 )
 from caption_flow.worker.core.leases import Job, Key
 from caption_flow.worker.core.outbox import Batch
-from caption_flow.worker.core.placement import describe, place
+from caption_flow.worker.core.placement import Placement, describe, place
 from caption_flow.worker.core.session import Session
 from caption_flow.worker.core.slabs import SPOKEN, Slab
 from caption_flow.worker.draft import size_of
@@ -134,10 +135,14 @@ class Runtime:
         threads = self._capacity.decode_threads or min(8, os.cpu_count() or 1)
         self._activity = Activity()
         self._loader = ImageLoader(self._fetch, threads=threads, activity=self._activity)
-        self._models: set[str] = set()
-        """Those of the first recipe: only they have engines."""
+        self._options: dict[str, dict[str, Any]] = {}
+        """The engine options of each model that has, or is to have, an engine."""
+        self._mock_results = False
         self._garage: Garage | None = None
+        self._made: dict[str, Mapping[str, Any]] = {}
+        """The engine options with which the engines in the garage were made."""
         self._recipes: dict[str, Recipe] = {}
+        self._newest: Recipe | None = None
         self._pipeline: Pipeline | None = None
         self._loading: asyncio.Task[None] | None = None
         self._tasks: asyncio.TaskGroup | None = None
@@ -291,7 +296,8 @@ class Runtime:
     def _tell_pipeline(self, pipeline: Pipeline) -> None:
         """Let the pipeline know what the session has come to."""
         pipeline.may_swap = not self._session.is_ending
-        if self._session.is_ending and (waiting := pipeline.withdraw_waiting()):
+        is_over = self._session.is_ending or pipeline.is_renewing
+        if is_over and (waiting := pipeline.withdraw_waiting()):
             # Nothing is loaded any more for items half done: somebody else does them anew.
             self._post(Withdrawn(waiting))
         pipeline.nudge()
@@ -372,38 +378,56 @@ class Runtime:
         if problem is not None:
             self._post(RecipeUnusable(f"--stages (worker.stages): {problem}"))
             return
-        models = {stage.model for stage in served(recipe, self._stages).stages}
+        options = engine_options(served(recipe, self._stages))
+        self._recipes[recipe.fingerprint] = recipe
         if self._loading is None:
             if self._tasks is None:
                 raise RuntimeError("a recipe came before `run`")
-            self._models = models
-            self._loading = self._tasks.create_task(self._work(recipe, spec.mock_results))
-        elif missing := models - self._models:
-            named = ", ".join(sorted(missing))
-            self._post(RecipeUnusable(f"the recipe now names {named}: restart this worker"))
-            return
+            self._options, self._mock_results = options, spec.mock_results
+            self._loading = self._tasks.create_task(self._work(recipe))
+        elif spec.mock_results != self._mock_results:
+            is_made_up = "is" if spec.mock_results else "is no longer"
+            self._post(
+                RecipeUnusable(f"what is asked for {is_made_up} made up: restart this worker")
+            )
         else:
             log.info("the recipe changed", recipe=recipe.fingerprint)
-        self._recipes[recipe.fingerprint] = recipe
-        if self._pipeline is not None:
-            self._pipeline.use(recipe)
+            self._go_on_with(recipe, options)
 
-    async def _work(self, recipe: Recipe, mock_results: bool) -> None:
+    def _go_on_with(self, recipe: Recipe, options: dict[str, dict[str, Any]]) -> None:
+        """Have the pipeline follow a changed recipe; one that is loading does so afterwards."""
+        pipeline, before, self._options = self._pipeline, self._options, options
+        self._newest = recipe
+        if pipeline is None:
+            return
+        if options == before and not pipeline.is_renewing:
+            pipeline.use(recipe)
+            return
+        for model, wanted in options.items():
+            if wanted != before.get(model):
+                log.info("this takes a model to be loaded", model=model, anew=model in before)
+        pipeline.renew(recipe, partial(self._refit, recipe, options))
+
+    async def _work(self, recipe: Recipe) -> None:
         """Load the engines the recipe names, then carry items."""
+        options = self._options
+        self._newest = recipe
         try:
             pipeline = Pipeline(
                 self,
                 self._loader,
-                await self._fill_garage(served(recipe, self._stages), mock_results),
+                await self._fill_garage(served(recipe, self._stages), options),
                 look_ahead_items=self._capacity.look_ahead_items,
                 look_ahead_bytes=self._capacity.look_ahead_bytes,
                 max_attempts=self._max_attempts,
                 serves=self._stages,
                 activity=self._activity,
             )
-            for known in self._recipes.values():
-                pipeline.use(known)
+            pipeline.use(recipe)
             self._pipeline = pipeline
+            if self._newest is not recipe:
+                newest, self._options = self._options, options
+                self._go_on_with(self._newest, newest)
             self._tell_width(pipeline)
             await pipeline.run()
         except EngineGoneError as error:
@@ -411,29 +435,51 @@ class Runtime:
         except EngineError as error:
             self._post(EngineLost(str(error)))
 
-    async def _fill_garage(self, recipe: Recipe, mock_results: bool) -> Garage:
+    async def _fill_garage(
+        self, recipe: Recipe, options: Mapping[str, Mapping[str, Any]]
+    ) -> Garage:
         """Make every engine the recipe names, and load those that items need first."""
+        placement = self._place(recipe)
+        engines = {model: self._make(model, options[model], recipe) for model in options}
+        garage = self._garage = Garage(engines, placement, slab=self._capacity.slab)
+        self._made = dict(options)
+        await garage.load(garage.next_group([(garage.use(recipe), frozenset())]))
+        return garage
+
+    async def _refit(
+        self, recipe: Recipe, options: Mapping[str, Mapping[str, Any]], garage: Garage
+    ) -> None:
+        """Put the engines that a changed recipe names into the garage; see `Garage.refit`."""
+        recipe = served(recipe, self._stages)
+        engines = {
+            model: garage.engines[model]
+            if self._made.get(model) == options[model]
+            else self._make(model, options[model], recipe)
+            for model in options
+        }
+        await garage.refit(engines, self._place(recipe))
+        self._made = dict(options)
+
+    def _place(self, recipe: Recipe) -> Placement:
         capacity = self._capacity
         placement = place(recipe, capacity.owner_options, on_device=capacity.on_device)
         if (sentence := describe(placement, recipe, SPOKEN)) is not None:
             log.info(sentence)
-        engines = {
-            model: SupervisedEngine(
-                self._build(model, options, mock_results),
-                max_requests=capacity.max_requests,
-                max_restarts=capacity.max_engine_restarts,
-                backoff_seconds=capacity.restart_backoff_seconds,
-                stall_seconds=capacity.engine_stall_seconds,
-            )
-            for model, options in engine_options(recipe).items()
-        }
-        for model, engine in engines.items():
-            engine.expect(
-                [s for stage in recipe.stages if stage.model == model for s in stage.samplings()]
-            )
-        garage = self._garage = Garage(engines, placement, slab=capacity.slab)
-        await garage.load(garage.next_group([(garage.use(recipe), frozenset())]))
-        return garage
+        return placement
+
+    def _make(self, model: str, options: Mapping[str, Any], recipe: Recipe) -> SupervisedEngine:
+        capacity = self._capacity
+        engine = SupervisedEngine(
+            self._build(model, options, self._mock_results),
+            max_requests=capacity.max_requests,
+            max_restarts=capacity.max_engine_restarts,
+            backoff_seconds=capacity.restart_backoff_seconds,
+            stall_seconds=capacity.engine_stall_seconds,
+        )
+        engine.expect(
+            [s for stage in recipe.stages if stage.model == model for s in stage.samplings()]
+        )
+        return engine
 
     def _tell_width(self, pipeline: Pipeline) -> None:
         """Tell the session how much can be worked on, if that is news."""

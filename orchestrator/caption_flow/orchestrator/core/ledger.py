@@ -466,7 +466,9 @@ class Ledger:
         """End a lease whose worker or engine has died: what is left of it waits in halves."""
         left = self._book.end(lease, effects, why, now)
         attempts, lease.evidence = lease.attempts + 1, f"{lease.worker}: {why}"
-        if lease.isolated and left.bit_count() == 1:
+        # It may be tried more often now than when it was leased.
+        is_last = lease.isolated and attempts >= self.policy.max_attempts
+        if is_last and left.bit_count() == 1:
             self._quarantine(lease, left, attempts, effects)
             return
         half = lowest(left, (left.bit_count() + 1) // 2)

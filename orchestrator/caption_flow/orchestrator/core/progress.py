@@ -113,6 +113,7 @@ class Tally:
         self.before = sum(self.counts.values())
         self._added = 0
         self._began: float | None = None
+        self._last = now
         self._recent = Recently(now=now)
 
     def add(self, counts: Mapping[str, int], *, now: float) -> None:
@@ -121,6 +122,7 @@ class Tally:
             self.counts[kind] = self.counts.get(kind, 0) + rows
         added = sum(counts.values())
         self._added += added
+        self._last = now if added else self._last
         self._recent.add(added, now=now)
 
     def begin(self, *, now: float) -> None:
@@ -139,11 +141,11 @@ class Tally:
         """Return items a second over the last minute, or since the start if that is shorter."""
         return self._recent.rate(now=now)
 
-    def average(self, *, now: float) -> float:
+    def average(self, *, until: float) -> float:
         """Return items a second since work was first handed out; 0 before that."""
-        if self._began is None or now <= self._began:
+        if self._began is None or until <= self._began:
             return 0.0
-        return self._added / (now - self._began)
+        return self._added / (until - self._began)
 
     def progress(
         self, *, total: int, listed: bool, pending: int, leased: int, workers: int, now: float
@@ -162,5 +164,6 @@ class Tally:
             rate=rate,
             eta_seconds=left / rate if rate > 0 and listed else None,
             before=self.before,
-            rate_average=self.average(now=now),
+            # What is done takes no more time.
+            rate_average=self.average(until=now if left or not listed else self._last),
         )

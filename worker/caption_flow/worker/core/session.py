@@ -11,6 +11,7 @@ event and returns what to do, in order. The rules:
   the outbox, and no end in sight.
 - A lease is given back only after the rows of its begun items have left.
 - Asked to give something up, the worker names exactly what it will not do.
+- When the recipe changes, what is in no engine yet is given up: it comes back under the new one.
 """
 
 from __future__ import annotations
@@ -123,7 +124,7 @@ class Session(Generic[R]):
         self._appetite = Appetite()
         self._rate = Rate()
         self._limits: Limits | None = None
-        self._recipe = ""
+        self._recipe: RecipeSpec | None = None
         self._width: int | None = None
         self._slab = 0
         self._heartbeat_at = -math.inf
@@ -276,7 +277,9 @@ class Session(Generic[R]):
                 self._appetite.answered(now=now)
                 self._all_handed_out = False
                 for granted in leases:
-                    self._book.take(granted, self._recipe)
+                    self._book.take(
+                        granted, "" if self._recipe is None else self._recipe.fingerprint
+                    )
                     self._returns.pop(granted.lease, None)
                 if self._ending is not None:
                     self._give_back()
@@ -292,7 +295,8 @@ class Session(Generic[R]):
             case Image():
                 if (whole := self._fetches.receive(message, now=now)) is not None:
                     effects.append(Deliver(whole))
-            case RecipeChanged(recipe):
+            case RecipeChanged(recipe, limits):
+                self._limits = limits or self._limits
                 self._adopt(recipe, effects)
             case Drain():
                 self._drain(leaves=False, now=now)
@@ -308,10 +312,13 @@ class Session(Generic[R]):
 
     def _recall(self, effects: list[Effect[R]]) -> None:
         """Give up half of what is not in the engine: what would be begun last, then what was."""
-        share = (self._idle + 1) // 2
-        self._giving = self._book.give(share)
-        missing = share - sum(map(len, self._giving.values()))
-        effects.append(Withdraw(missing))
+        self._give((self._idle + 1) // 2, effects)
+
+    def _give(self, count: int, effects: list[Effect[R]]) -> None:
+        given = self._book.give(count)
+        for lease, items in given.items():
+            self._giving[lease] = (*self._giving.get(lease, ()), *items)
+        effects.append(Withdraw(count - sum(map(len, given.values()))))
 
     def _give_up(self, withdrawn: tuple[Key, ...], effects: list[Effect[R]]) -> None:
         self._book.withdraw(withdrawn)
@@ -342,9 +349,14 @@ class Session(Generic[R]):
         )
 
     def _adopt(self, recipe: RecipeSpec, effects: list[Effect[R]]) -> None:
-        if recipe.fingerprint != self._recipe:
-            self._recipe = recipe.fingerprint
-            effects.append(Adopt(recipe))
+        if recipe == self._recipe:
+            return
+        is_first, self._recipe = self._recipe is None, recipe
+        effects.append(Adopt(recipe))
+        held = self._book.waiting + self._book.begun
+        if held and not is_first and self._ending is None:
+            # Whoever changed a prompt wants as few answers to the old one as can be.
+            self._give(held, effects)
 
     def _drain(self, *, leaves: bool, now: float) -> None:
         self._end(_Ending(Outcome.DRAINED, now + DRAIN_WORK_SECONDS, DRAIN_ACK_SECONDS, leaves))
