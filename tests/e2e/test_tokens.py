@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 from tests.support.fleet import (
@@ -196,9 +197,10 @@ async def test_a_liar_among_honest_workers_is_found_and_nothing_of_it_is_left(
         {"token": TOKEN, "name": "somebody"},
     ]
     checks = {"share": 0.2, "min_samples": 5, "on_cheat": "revoke"}
-    settings = {"auth": {"worker_tokens": entries}, "spot_checks": checks, "chunk_size": 20}
+    settings: dict[str, Any] = {"auth": {"worker_tokens": entries}, "spot_checks": checks}
     images = 400
-    async with Fleet(tmp_path, **settings, storage={"caption_buffer_size": 50}) as fleet:
+    storage = {"caption_buffer_size": 50}
+    async with Fleet(tmp_path, **settings, chunk_size=20, storage=storage) as fleet:
         written = write_images(fleet.images, images)
         orchestrator = await fleet.orchestrator()
         slow = {"latency_ms": 10, "requests_in_flight": 8}
@@ -221,8 +223,9 @@ async def test_a_liar_among_honest_workers_is_found_and_nothing_of_it_is_left(
         await fleet.verify()
         code, output = await fleet.command(
             *("export", "--data-dir", str(fleet.data_dir), "--format", "jsonl"),
-            *("--output", str(tmp_path / "captions.jsonl")),
+            *("--output", str(tmp_path / "exported")),
         )
         assert code == 0, output
-        exported = [json.loads(line) for line in (tmp_path / "captions.jsonl").open()]
+        (file,) = (tmp_path / "exported").iterdir()
+        exported = [json.loads(line) for line in file.read_text().splitlines()]
         assert len(exported) == len({row["filename"] for row in exported}) == images
