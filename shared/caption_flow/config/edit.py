@@ -55,7 +55,8 @@ class TokensFile:
         """Add a token. Raises `EditError` if the name is taken."""
         for other, known, _ in self.entries():
             if known == name:
-                raise EditError(f"has a {other}'s token of {name!r} already; remove it first")
+                whose = "an admin's" if other == "admin" else f"a {other}'s"
+                raise EditError(f"has {whose} token of {name!r} already; remove it first")
         section = self._section()
         if section.get("auth") is None:
             section["auth"] = {}
