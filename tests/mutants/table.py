@@ -364,7 +364,7 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
         "question without an answer",
         "every question for work is answered",
         "ledger",
-        "effects.append(ev.Wait(name, self.policy.lease_seconds / 3, all_out))",
+        "effects.append(ev.Wait(name, self.policy.lease_seconds / 3, all_out, rationed))",
         "pass",
     ),
     # ------------------------------------------------------------------ the tail
@@ -1020,8 +1020,8 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
     Mutant(
         "credits kept",
         "rows that are taken back are nobody's any more",
-        SERVICE,
-        "self._credits.setdefault(name, Counter()).subtract(counts)",
+        f"{CORE}/contributors.py",
+        "self._counts.setdefault(name, Counter()).subtract(counts)",
         "pass",
         STEERING_TESTS,
     ),
@@ -1150,8 +1150,8 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
         "an ended session's leases wait for it",
         "what a removed session holds goes back at once",
         CONVERSATION,
-        "            del self.links[link.session]\n            self._leader.apply(ev.SessionLeft(",
-        "            del self.links[link.session]\n            self._leader.apply(ev.SessionDropped(",
+        "ev.SessionLeft(link.session))\n            closing",
+        "ev.SessionDropped(link.session))\n            closing",
         TOKEN_TESTS,
     ),
     Mutant(

@@ -35,6 +35,11 @@ class Run(Protocol):
         ...
 
     @property
+    def held(self) -> Collection[str]:
+        """Who keeps items from being handed out."""
+        ...
+
+    @property
     def clock(self) -> float:
         """The time on the clock of the run, in seconds."""
         ...
@@ -254,14 +259,16 @@ class Checking:
 
     def look(self, now: float, *, progressed: bool = False) -> None:
         """Hand out checks that wait, and say whether the end of the run is to wait for any."""
-        if progressed:
+        if progressed or self._run.held:
             self._waiting_since = now
+        if not self._is_anything_to_do():
+            return
         able = [link for link in self._run.links if self._run.may_check(link)]
         trusted = [link for link in able if self._membership.is_trusted(link.identity)]
         pool = trusted or able
         names = {link.contributor for link in pool}
         if self._checks.is_waiting_for(names):
-            for link in pool:
+            for link in () if self._run.held else pool:
                 self._hand_out(link)
         elif self._checks.has_waiting and not self._said_nobody and able:
             self._said_nobody = True
@@ -270,6 +277,15 @@ class Checking:
                 "every stage"
             )
         self._wait_or_not(names, now)
+
+    def _is_anything_to_do(self) -> bool:
+        return (
+            self._checks.has_waiting
+            or bool(self._checks.under_way)
+            or bool(self._comparing)
+            or bool(self._cutting)
+            or self._awaited
+        )
 
     def _hand_out(self, link: Link) -> None:
         busy = self._checks.has_any(link.session) or not self._run.may_hold_more(link)

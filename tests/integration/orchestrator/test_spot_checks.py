@@ -326,3 +326,19 @@ async def test_a_lease_for_checks_is_its_sessions_alone(tmp_path: Path) -> None:
         again = Captioner(await run.join(token=OTHER_TOKEN), truth)
         await asyncio.gather(again.work(), working)
         assert standing(run)["agreement"] == 1.0
+
+
+async def test_a_paused_run_hands_out_no_checks_and_gives_none_up(tmp_path: Path) -> None:
+    async with checked(tmp_path, images=8, **settings(), lease_seconds=1.0) as run:
+        full = Captioner(await run.join(token=OTHER_TOKEN), truth)
+        low = Captioner(await run.join(), truth)
+        lasting = asyncio.create_task(low.work())
+        await until(lambda: run.orchestrator.progress.done == 8)
+        await run.orchestrator.pause()
+        working = asyncio.create_task(full.work())
+        await asyncio.sleep(2.5)  # longer than the end would wait for anybody
+        assert not full.granted
+        await run.orchestrator.resume()
+        assert await working == Finished(8, 0)
+        await lasting
+        assert standing(run)["checks"] == 8

@@ -155,6 +155,18 @@ async def test_a_removed_token_ends_its_sessions_and_their_leases_wait_at_once(
         await stays.work_off(again)
 
 
+async def test_the_leases_of_a_lost_session_do_not_wait_for_a_token_that_is_removed(
+    tmp_path: Path,
+) -> None:
+    async with led(tmp_path, images=8, lease_seconds=600) as run:
+        lost, stays = await run.join(), await run.join(token=OTHER_TOKEN)
+        granted = await lost.lease()
+        await lost.vanish()
+        await until(lambda: len(run.orchestrator.links) == 1)
+        await asked(run, RemoveToken("somebody"))
+        assert items_of(await stays.lease()) == items_of(granted)
+
+
 async def test_what_a_removed_session_has_sent_and_nobody_read_does_not_count(
     tmp_path: Path,
 ) -> None:

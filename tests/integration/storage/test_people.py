@@ -1,4 +1,4 @@
-"""Who was let in or out, how they stand, and how many rows they have: as the next start finds it."""
+"""Who was let in or out, how they stand, how many rows they have: as the next start finds it."""
 
 from __future__ import annotations
 

@@ -92,7 +92,10 @@ class TokenTable:
 
     def current(self, identity: Identity) -> Identity | None:
         """Return what is known today of a token that let somebody in; None if it would no more."""
-        known = next((one for one in self if one.digest == identity.digest), None)
+        digest = identity.digest
+        if digest in self._revoked:
+            return None
+        known = self._added.get(digest) or self._configured.get(digest) or self._own.get(digest)
         same = known is not None and (known.role, known.name) == (identity.role, identity.name)
         return known if same else None
 

@@ -163,6 +163,11 @@ class Conversations:
             for connection, identity in list(self._watching.items())
             if (why := verdict(identity)) is not None
         ]
+        for link in list(self.absent.values()):
+            if verdict(link.identity) is not None:
+                # It cannot come back: what it holds need not wait for it.
+                del self.absent[link.session]
+                self._leader.apply(ev.SessionLeft(link.session))
         for link in list(self.links.values()):
             why = verdict(link.identity)
             if why is None:
