@@ -1155,14 +1155,6 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
         TOKEN_TESTS,
     ),
     Mutant(
-        "an ended session is heard out",
-        "what a removed session has sent does not count",
-        CONVERSATION,
-        "                if link.ended:\n                    return  #",
-        "                if False:\n                    return  #",
-        TOKEN_TESTS,
-    ),
-    Mutant(
         "a revocation for today",
         "a removed token stays out after a restart",
         "orchestrator/caption_flow/orchestrator/membership.py",

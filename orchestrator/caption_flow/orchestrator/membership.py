@@ -245,7 +245,7 @@ class Membership:
         return Done(f"{len(tokens)} tokens", {"tokens": tokens})
 
     def report(self, standings: Mapping[str, Mapping[str, Any]]) -> list[Contributor]:
-        """Return who has contributed or may: counts, sessions and limits, by name.
+        """Return who contributes or has: counts, sessions and limits, by name.
 
         ``standings`` say how those stand who are checked. Costs a look at each token and name.
         """
@@ -253,7 +253,7 @@ class Membership:
         workers = Counter(link.contributor for link in self._run.links)
         known = {one.name: one for one in self._tokens if one.role == "worker"}
         names = dict.fromkeys([*sorted(known), *sorted(self.contributors)])
-        return [
+        named = [
             Contributor(
                 name=name,
                 rows=credit.captioned(name) + credit.failed(name),
@@ -266,6 +266,7 @@ class Membership:
             )
             for name in names
         ]
+        return [one for one in named if one.rows or one.workers or one.flagged or one.checks]
 
 
 def identities_of(config: OrchestratorConfig, tokens: Iterable[Token]) -> list[Identity]:

@@ -148,6 +148,7 @@ async def test_a_removed_token_ends_its_sessions_and_their_leases_wait_at_once(
         answer = await asked(run, RemoveToken("somebody"))
         assert isinstance(answer, Done)
         assert answer.facts == {"sessions": 1}
+        assert run.orchestrator.progress.pending == 8, "at once, not when somebody has waited long"
         assert await gone.closed() == (1008, "its token was removed")
         assert not await is_let_in(run, TOKEN)
         again = await stays.lease()
@@ -164,6 +165,7 @@ async def test_the_leases_of_a_lost_session_do_not_wait_for_a_token_that_is_remo
         await lost.vanish()
         await until(lambda: len(run.orchestrator.links) == 1)
         await asked(run, RemoveToken("somebody"))
+        assert run.orchestrator.progress.pending == 8
         assert items_of(await stays.lease()) == items_of(granted)
 
 
@@ -284,6 +286,7 @@ async def test_a_configuration_read_anew_ends_the_sessions_of_tokens_it_has_no_m
         await asked(run, AddToken("worker", "newcomer", digest(NEW_TOKEN)))
         members = run.orchestrator.membership
         members.replace([one for one in members._tokens if one.name == "somebody else"])
+        assert run.orchestrator.progress.pending == 8
         assert await gone.closed() == (1008, "its token is configured no more")
         assert await is_let_in(run, NEW_TOKEN), "it was added, and not by the configuration"
         assert items_of(await stays.lease()) == items_of(granted)
