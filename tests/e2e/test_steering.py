@@ -214,23 +214,27 @@ def test_failed_items_are_put_back_while_the_run_goes_on_and_offline(tmp_path: P
     assert says(tmp_path, "retry-failed", "--data-dir", "run").out.startswith("0 items put back")
 
 
-def test_watching_goes_on_over_a_restart_and_ends_with_the_orchestrator(tmp_path: Path) -> None:
+@pytest.mark.parametrize("how", ["a token", "the folder"])
+def test_watching_goes_on_over_a_restart_and_ends_with_the_orchestrator(
+    tmp_path: Path, how: str
+) -> None:
     make_images(tmp_path / "photos", 4)
-    write_configuration(tmp_path)
-    auth = ["--token", MONITOR]
     tokens = {"monitor_tokens": [MONITOR], "admin_tokens": ["a"]}
     with contextlib.ExitStack() as stack:
         write_configuration(tmp_path, auth=tokens)
         leading = stack.enter_context(orchestrator(tmp_path))
         server = json.loads((tmp_path / "run" / ACCESS_FILE).read_text())["server"]
         port = int(server.rpartition(":")[2])
-        arguments = ["status", "--watch", "--json", "--interval", "0.1", "--server", server, *auth]
+        by_token = ["--server", server, "--token", MONITOR]
+        where = by_token if how == "a token" else ["--data-dir", "run"]
+        arguments = ["status", "--watch", "--json", "--interval", "0.1", *where]
         watching = stack.enter_context(running(*arguments, cwd=tmp_path))
         watching.says(r'"state": "running".*\n.*"state": "running"')
         leading.kill()
         leading.ends()
         watching.says("no connection to")
-        write_configuration(tmp_path, auth=tokens, port=port)
+        # Who knows the folder finds it also on another port.
+        write_configuration(tmp_path, auth=tokens, port=port if how == "a token" else 0)
         again = stack.enter_context(orchestrator(tmp_path))
         seen = watching.out.count("\n")
         eventually(lambda: watching.out.count("\n") > seen, lambda: watching.said, seconds=60.0)

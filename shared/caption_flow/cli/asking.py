@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
 from websockets.asyncio.client import ClientConnection
 from websockets.exceptions import ConnectionClosed
 
-from caption_flow.cli.failures import CommandFailed, usage_error
+from caption_flow.cli.failures import EXIT_USAGE, CommandFailed, usage_error
 from caption_flow.cli.folders import for_people
 from caption_flow.dialing.dial import Endpoint, UnluckyError, UnwelcomeError, dial
 from caption_flow.protocol.codec import ProtocolError, decode_from_orchestrator, encode
@@ -20,6 +20,8 @@ ANSWER_SECONDS: Final = 60.0
 LONG_ANSWER_SECONDS: Final = 3600.0
 """For what has parts of the run written anew."""
 _RETRY_SECONDS: Final = 2.0
+_MOST_REFUSALS: Final = 3
+"""In a row: a new orchestrator may be there a moment before the word of its new token."""
 _GOING_AWAY: Final = frozenset({1000, 1001})
 """Close codes of an orchestrator that ends as it should (RFC 6455, section 7.4.1)."""
 
@@ -41,37 +43,34 @@ def ask(
     """
     try:
         return asyncio.run(_ask(endpoint, request, seconds))
-    except UnwelcomeError as error:
-        usage_error(error)
-    except UnluckyError as error:
-        raise CommandFailed(f"no connection to {endpoint.shown}: {error}") from error
     except (TimeoutError, ConnectionClosed, ProtocolError) as error:
         raise CommandFailed(_no_answer(endpoint, error)) from error
 
 
 async def watch(
-    endpoint: Endpoint, *, every_seconds: float
+    find: Callable[[], Endpoint], *, every_seconds: float
 ) -> AsyncIterator[dict[str, Any] | Lost]:
     """Yield the state of the run again and again, until the orchestrator ends as it should.
 
-    One that vanishes is waited for: it may be started again.
+    One that vanishes is waited for: it may be started again, and be elsewhere then, or know another
+    token; so it is to be found anew each time.
 
     Raises:
-        CommandFailed: it could not be reached even once, or refuses the token.
+        CommandFailed: it could not be reached even once, or goes on refusing the token.
     """
-    was_there = False
+    refused: int | None = None
     while True:
         try:
-            connection = await dial(endpoint)
-        except UnwelcomeError as error:
-            usage_error(error)
-        except UnluckyError as error:
-            if not was_there:
-                raise CommandFailed(f"no connection to {endpoint.shown}: {error}") from error
-            yield Lost(f"no connection to {endpoint.shown}: {error}")
+            endpoint = find()
+            connection = await _connect(endpoint)
+        except CommandFailed as error:
+            if refused is None or refused >= _MOST_REFUSALS:
+                raise
+            refused += error.code == EXIT_USAGE
+            yield Lost(str(error))
             await asyncio.sleep(_RETRY_SECONDS)
             continue
-        was_there = True
+        refused = 0
         try:
             while True:
                 yield _report(endpoint, await _say(connection, StatusRequest(), ANSWER_SECONDS))
@@ -86,6 +85,15 @@ async def watch(
             await connection.close()
 
 
+async def _connect(endpoint: Endpoint) -> ClientConnection:
+    try:
+        return await dial(endpoint)
+    except UnwelcomeError as error:
+        usage_error(error)
+    except UnluckyError as error:
+        raise CommandFailed(f"no connection to {endpoint.shown}: {error}") from error
+
+
 async def _pause(connection: ClientConnection, seconds: float) -> None:
     """Wait, unless the connection ends meanwhile: that is noticed at once."""
     waiting = asyncio.create_task(connection.wait_closed())
@@ -94,7 +102,7 @@ async def _pause(connection: ClientConnection, seconds: float) -> None:
 
 
 async def _ask(endpoint: Endpoint, request: ObserverMessage, seconds: float) -> Status | Done:
-    connection = await dial(endpoint)
+    connection = await _connect(endpoint)
     try:
         answer = await _say(connection, request, seconds)
     finally:

@@ -256,6 +256,7 @@ class LocalRun:
             time.monotonic() - self._began,
             trouble=leader.trouble is not None,
             stopping=self._stopping,
+            paused="admin" in leader.held,
         )
 
     # ------------------------------------------------------------------ the end

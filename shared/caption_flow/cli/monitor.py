@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Annotated
 
 import typer
@@ -25,8 +26,8 @@ def monitor(
     """
     configure_logging("monitor", verbose=debug, quiet=True)
     config = where.monitor()
-    endpoint = where.endpoint("monitor")
-    raise typer.Exit(watch_run(endpoint, every_seconds=config.refresh_rate, shown=shown_by(config)))
+    find = partial(where.endpoint, "monitor")
+    raise typer.Exit(watch_run(find, every_seconds=config.refresh_rate, shown=shown_by(config)))
 
 
 def shown_by(config: MonitorConfig) -> Shown:

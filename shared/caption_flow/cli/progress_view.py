@@ -30,6 +30,8 @@ class Moment:
     seconds: float
     trouble: bool = False
     stopping: bool = False
+    paused: bool = False
+    """By its owner; see `caption-flow pause`."""
 
 
 @contextlib.asynccontextmanager
@@ -71,6 +73,8 @@ def _state(moment: Moment) -> list[str]:
     now = moment.progress
     if moment.trouble:
         return ["waiting: results cannot be stored"]
+    if moment.paused and not now.leased and not moment.stopping:
+        return ["paused: `caption-flow resume` lets it go on"]
     if now.done == now.before and not moment.stopping:
         doing = "loading the model" if now.workers else "starting"
         return [f"{doing}, {duration(moment.seconds)}" if moment.seconds >= 1 else doing]

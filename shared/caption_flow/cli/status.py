@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Annotated
 
 import typer
@@ -37,11 +38,10 @@ def status(
     - `caption-flow status --server wss://captions.example.org:8765 --token env:MONITOR --json`
     """
     configure_logging("status", quiet=True)
-    endpoint = where.endpoint("monitor")
     if watch:
-        raise typer.Exit(
-            watch_run(endpoint, every_seconds=interval, shown=Shown(), as_json=as_json)
-        )
+        find = partial(where.endpoint, "monitor")
+        raise typer.Exit(watch_run(find, every_seconds=interval, shown=Shown(), as_json=as_json))
+    endpoint = where.endpoint("monitor")
     answer = ask(endpoint, StatusRequest())
     if not isinstance(answer, Status):
         raise CommandFailed(f"{endpoint.shown} answered with {type(answer).__name__}")

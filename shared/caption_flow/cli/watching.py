@@ -7,6 +7,7 @@ import contextlib
 import json
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 from rich.console import Console
@@ -45,7 +46,11 @@ def as_line(wire: dict[str, Any]) -> str:
 
 
 def watch_run(
-    endpoint: Endpoint, *, every_seconds: float, shown: Shown, as_json: bool = False
+    find: Callable[[], Endpoint],
+    *,
+    every_seconds: float,
+    shown: Shown,
+    as_json: bool = False,
 ) -> int:
     """Show the run until its orchestrator ends, or Ctrl-C; return the exit code.
 
@@ -55,16 +60,18 @@ def watch_run(
     terminal = console()
     with contextlib.suppress(KeyboardInterrupt):  # the usual way to stop looking
         if as_json or not terminal.is_terminal:
-            asyncio.run(_print(endpoint, every_seconds, as_json))
+            asyncio.run(_print(find, every_seconds, as_json))
         else:
-            asyncio.run(_draw(endpoint, every_seconds, shown, terminal))
+            asyncio.run(_draw(find, every_seconds, shown, terminal))
     return EXIT_OK
 
 
-async def _draw(endpoint: Endpoint, every_seconds: float, shown: Shown, terminal: Console) -> None:
+async def _draw(
+    find: Callable[[], Endpoint], every_seconds: float, shown: Shown, terminal: Console
+) -> None:
     history, report = History(shown), Report()
     with Live(console=terminal, screen=True, auto_refresh=False, transient=True) as live:
-        async for state in watch(endpoint, every_seconds=every_seconds):
+        async for state in watch(find, every_seconds=every_seconds):
             at = time.strftime("%H:%M:%S")
             if isinstance(state, Lost):
                 history.lost(state.why, at=at)
@@ -75,8 +82,8 @@ async def _draw(endpoint: Endpoint, every_seconds: float, shown: Shown, terminal
     terminal.print(view(report, shown))
 
 
-async def _print(endpoint: Endpoint, every_seconds: float, as_json: bool) -> None:
-    async for state in watch(endpoint, every_seconds=every_seconds):
+async def _print(find: Callable[[], Endpoint], every_seconds: float, as_json: bool) -> None:
+    async for state in watch(find, every_seconds=every_seconds):
         if isinstance(state, Lost):
             print(for_people(state.why), file=sys.stderr, flush=True)
         else:

@@ -41,6 +41,9 @@ def obstacles(old: OrchestratorConfig, new: OrchestratorConfig) -> list[str]:
     found = [f"{path}: needs a restart" for path in changed_keys(old, new) if not _is_at_once(path)]
     if old.mock_results != new.mock_results:
         found.append("vllm.mock_results: needs a restart, also of the workers")
+    if old.has_tokens and not new.has_tokens:
+        # The worker's token that stands in for them is made at the start.
+        found.append("auth: needs a restart to go on without tokens")
     return found + list(_obstacles_in_recipes(old.recipe(), new.recipe()))
 
 

@@ -407,3 +407,74 @@ async def test_a_worker_that_ends_while_a_model_is_loading_ends_at_once() -> Non
             await asyncio.wait([it.running])
         assert it.running.cancelled()
         assert it.device.holds is None
+
+
+# --------------------------------------------------------------------------- another recipe
+
+OTHER = (
+    CHAINED[0],
+    Stage("second", "c", ("then {draft}",), requires=("first",), engine=LARGE),
+)
+
+
+def go_on_with(it: Bench, stages: Iterable[Stage]) -> LargeEngine:
+    """Have the pipeline go on with a recipe whose second model is ``c``; return that engine."""
+    recipe, engine = build_recipe(list(stages)), LargeEngine("c", it.device, reply=answers)
+
+    async def refit(garage: Garage) -> None:
+        engines = {"a": garage.engines["a"], "c": SupervisedEngine(engine)}
+        await garage.refit(engines, place(recipe))
+
+    it.pipeline.renew(recipe, refit)
+    it.desk.recipe = recipe
+    return engine
+
+
+async def test_other_engines_are_loaded_when_nobody_is_in_the_old_ones() -> None:
+    async with bench(CHAINED, range(3), b=None) as it:
+        await it.b.has_count(3)
+        go_on_with(it, OTHER)
+        it.desk.waiting.extend([7])
+        await settle()
+        assert it.pipeline.is_renewing
+        assert it.desk.begun == [0, 1, 2], "nothing is begun meanwhile"
+        assert it.device.holds == "b"
+        for item in range(3):
+            it.b.answer(f"again <item {item}>", "of old")
+        *old, new = await it.desk.has_rows(0, 1, 2, 7)
+        assert not it.pipeline.is_renewing
+        assert it.device.loaded == ["a", "b", "a", "c"]
+    assert [row.outputs["captions"] for row in old] == [["of old"]] * 3
+    assert new.outputs["captions"] == ["<then <item 7>>"]
+    assert new.models == ("a", "c")
+    assert new.recipe != old[0].recipe
+
+
+async def test_no_old_engine_is_loaded_any_more_for_what_waits_between_two_of_them() -> None:
+    def all_but_the_last(request: Request) -> str | None:
+        return None if request.prompt == "item 2" else answers(request)
+
+    async with bench(CHAINED, range(3), a=all_but_the_last) as it:
+        await it.a.has("item 2")
+        await settle()
+        go_on_with(it, OTHER)
+        waiting = it.pipeline.withdraw_waiting()
+        assert sorted(item for _, item in waiting) == [0, 1]
+        it.a.answer("item 2")
+        await it.a.has_count(0)
+        await settle()
+        assert [item for _, item in it.pipeline.withdraw_waiting()] == [2]
+        it.desk.waiting.extend([7])
+        it.pipeline.nudge()
+        (row,) = await it.desk.has_rows(7)
+    assert row.models == ("a", "c")
+    assert it.device.loaded == ["a", "c"], "neither the old one nor, again, the one that stays"
+
+
+async def test_a_worker_that_is_ending_loads_no_other_engine() -> None:
+    async with bench(CHAINED, []) as it:
+        it.pipeline.may_swap = False
+        engine = go_on_with(it, OTHER)
+        await settle()
+        assert engine.starts == 0
+        assert it.pipeline.is_renewing

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -71,3 +72,10 @@ def test_times_are_as_precise_as_people_want_them(seconds: float, said: str) -> 
 )
 def test_rates_are_in_the_unit_in_which_they_are_readable(per_second: float, said: str) -> None:
     assert rate(per_second) == said
+
+
+def test_a_run_that_its_owner_paused_says_how_it_goes_on() -> None:
+    paused = replace(moment(captioned=3, rate=1.0), paused=True)
+    assert step(paused) == "step 3/100 paused: `caption-flow resume` lets it go on"
+    busy = replace(moment(captioned=3, leased=4, rate=1.0), paused=True)
+    assert "1.0/s" in step(busy), "what workers have, they finish"

@@ -106,6 +106,12 @@ def test_what_needs_a_restart_is_said_by_key(settings: dict[str, Any], named: st
     assert any(named in one for one in found), found
 
 
+def test_to_take_all_tokens_away_needs_a_restart_and_to_add_some_does_not() -> None:
+    with_tokens = config(auth={"worker_tokens": ["t"]})
+    assert obstacles(with_tokens, config()) == ["auth: needs a restart to go on without tokens"]
+    assert obstacles(config(), with_tokens) == []
+
+
 def test_a_token_never_shows_in_what_changed() -> None:
     before, after = ({"auth": {"admin_tokens": [token]}} for token in ("secret-1", "secret-2"))
     assert changed_keys(config(**before), config(**after)) == ["auth.admin_tokens[0].token"]
