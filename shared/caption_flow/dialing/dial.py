@@ -5,6 +5,7 @@ Everybody who connects dials here: workers, and the commands that watch and stee
 
 from __future__ import annotations
 
+import logging
 import ssl
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -77,6 +78,7 @@ async def dial(endpoint: Endpoint) -> ClientConnection:
             proxy=None if urlsplit(endpoint.url).hostname in _LOOPBACK else True,
             compression=None,
             max_size=MAX_FRAME_BYTES,
+            logger=discreet("client"),
             open_timeout=HANDSHAKE_SECONDS,
             ping_interval=PING_SECONDS,
             ping_timeout=PONG_SECONDS,
@@ -88,6 +90,16 @@ async def dial(endpoint: Endpoint) -> ClientConnection:
         await connection.close()
         raise UnwelcomeError(_mismatch(endpoint.shown))
     return connection
+
+
+def discreet(side: str) -> logging.Logger:
+    """Return a logger for one side of connections that never logs whole requests.
+
+    Their headers have tokens, and whoever embeds us may have everything logged.
+    """
+    logger = logging.getLogger(f"websockets.{side}.discreet")
+    logger.setLevel(logging.INFO)
+    return logger
 
 
 def _tls(endpoint: Endpoint) -> ssl.SSLContext | None:

@@ -21,6 +21,7 @@ from websockets.asyncio.server import Server, ServerConnection, serve
 from websockets.http11 import Request, Response
 from websockets.typing import Subprotocol
 
+from caption_flow.dialing.dial import discreet
 from caption_flow.orchestrator.server.auth import (
     MOST_WAITING,
     Identity,
@@ -135,6 +136,7 @@ async def listen(
             ping_timeout=PONG_SECONDS,
             close_timeout=CLOSE_SECONDS,
             server_header=None,
+            logger=discreet("server"),
         )
     except OSError as error:
         raise ServerError(_why(error, host, port)) from error
