@@ -1025,17 +1025,6 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
         "pass",
         STEERING_TESTS,
     ),
-    Mutant(
-        "a shutdown without an answer",
-        "a shutdown is answered before the end",
-        SERVICE,
-        "for outgoing in (*self._conversations.observers, *(one.outgoing for one in links)):\n"
-        "                    await outgoing.flush()",
-        "self._conversations.observers.clear()\n"
-        "                for observer in links:\n"
-        "                    await observer.outgoing.flush()",
-        STEERING_TESTS,
-    ),
     _ledger(
         "another recipe built upon",
         "items between stages begin again when the recipe is replaced",
