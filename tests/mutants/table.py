@@ -23,6 +23,7 @@ STORAGE_TESTS: Final = (
     "tests/integration/storage/test_ownership.py",
     "tests/integration/storage/test_partials.py",
     "tests/integration/storage/test_uncatalogued.py",
+    "tests/integration/storage/test_people.py",
 )
 PLACES_TESTS: Final = ("tests/unit/places",)
 SERVICE_TESTS: Final = ("tests/integration/orchestrator/test_ending.py",)
@@ -62,6 +63,15 @@ VIDEO: Final = "worker/caption_flow/worker/images/video.py"
 VIDEO_TESTS: Final = ("tests/unit/images/test_video.py", "tests/property/test_frames.py")
 TAR_VIDEO_TESTS: Final = ("tests/unit/orchestrator/test_tar_videos.py",)
 LOADING_VIDEO_TESTS: Final = ("tests/integration/worker/test_loading_videos.py",)
+AUTH: Final = "orchestrator/caption_flow/orchestrator/server/auth.py"
+CONVERSATION: Final = "orchestrator/caption_flow/orchestrator/server/conversation.py"
+CHECKING: Final = "orchestrator/caption_flow/orchestrator/checking.py"
+AUTH_TESTS: Final = ("tests/unit/orchestrator/test_auth.py",)
+TOKEN_TESTS: Final = ("tests/integration/orchestrator/test_tokens.py",)
+PRIVILEGE_TESTS: Final = ("tests/integration/orchestrator/test_privileges.py",)
+RATION_TESTS: Final = ("tests/unit/orchestrator/test_rations.py", "tests/property/test_rations.py")
+CHECK_TESTS: Final = ("tests/unit/orchestrator/test_spot_checks.py",)
+CHECKING_TESTS: Final = ("tests/integration/orchestrator/test_spot_checks.py",)
 OUTBOX_TESTS: Final = ("tests/unit/worker/test_outbox.py", "tests/property/test_outbox.py")
 
 
@@ -397,7 +407,7 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
         "question without an answer",
         "every question for work is answered",
         "ledger",
-        "effects.append(ev.Wait(name, self.policy.lease_seconds / 3, all_out))",
+        "effects.append(ev.Wait(name, self.policy.lease_seconds / 3, all_out, rationed))",
         "pass",
     ),
     # ------------------------------------------------------------------ the tail
@@ -1368,8 +1378,8 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
     Mutant(
         "credits kept",
         "rows that are taken back are nobody's any more",
-        SERVICE,
-        "self._credits.setdefault(name, Counter()).subtract(counts)",
+        f"{CORE}/contributors.py",
+        "self._counts.setdefault(name, Counter()).subtract(counts)",
         "pass",
         STEERING_TESTS,
     ),
@@ -1553,5 +1563,148 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
         '"frames": frames, ',
         "",
         ("tests/unit/recipe/test_video.py",),
+    ),
+    Mutant(
+        "each IPv6 address a suspect of its own",
+        "whoever has one address of a network has them all",
+        AUTH,
+        "return str(ipaddress.ip_network((known, _NETWORK_BITS), strict=False))",
+        "return address",
+        AUTH_TESTS,
+    ),
+    Mutant(
+        "removed tokens are forgotten",
+        "a removed token lets nobody in until it is added again",
+        AUTH,
+        "            self._revoked.add(digest)\n",
+        "",
+        AUTH_TESTS,
+    ),
+    Mutant(
+        "strangers wait without bound",
+        "only so many refusals are held back at a time",
+        "orchestrator/caption_flow/orchestrator/server/server.py",
+        "if self._waiting >= MOST_WAITING:",
+        "if False:",
+        TOKEN_TESTS,
+    ),
+    Mutant(
+        "an ended session's leases wait for it",
+        "what a removed session holds goes back at once",
+        CONVERSATION,
+        "ev.SessionLeft(link.session))\n            closing",
+        "ev.SessionDropped(link.session))\n            closing",
+        TOKEN_TESTS,
+    ),
+    Mutant(
+        "a revocation for today",
+        "a removed token stays out after a restart",
+        "orchestrator/caption_flow/orchestrator/membership.py",
+        "_known(one, revoked=True)",
+        "_known(one)",
+        TOKEN_TESTS,
+    ),
+    Mutant(
+        "a reconnected session is a second worker",
+        "a session that reconnects is no second worker",
+        "orchestrator/caption_flow/orchestrator/membership.py",
+        " and one.session != link.session",
+        "",
+        TOKEN_TESTS,
+    ),
+    Mutant(
+        "tokens for ever",
+        "sessions end when their token expires",
+        SERVICE,
+        "            self.membership.expire()\n",
+        "",
+        TOKEN_TESTS,
+    ),
+    Mutant(
+        "a ration that is not spent",
+        "a contributor brings no more items than its token is for",
+        f"{CORE}/ledger.py",
+        "self._roster.spend(contributor, mask.bit_count())",
+        "pass",
+        RATION_TESTS,
+    ),
+    Mutant(
+        "a ration for each session",
+        "sessions of one contributor share its ration",
+        f"{CORE}/roster.py",
+        "held = (one.left for one in self if one.contributor == session.contributor)",
+        "held = [session.left]",
+        RATION_TESTS,
+    ),
+    Mutant(
+        "rows of any length",
+        "what is longer than anybody needs is refused",
+        f"{STORAGE}/writes.py",
+        "    check_bounds(rows)\n",
+        "",
+        PRIVILEGE_TESTS,
+    ),
+    Mutant(
+        "messages as fast as they come",
+        "who speaks too fast is heard more slowly",
+        CONVERSATION,
+        "                await pace.keep()\n",
+        "",
+        PRIVILEGE_TESTS,
+    ),
+    Mutant(
+        "checks by oneself",
+        "nobody checks what came with its own token",
+        f"{CORE}/spot_checks.py",
+        "if check.contributor != contributor and (",
+        "if (",
+        CHECK_TESTS,
+    ),
+    Mutant(
+        "checks that can be foreseen",
+        "who does not know the seed cannot tell which items are checked",
+        f"{CORE}/spot_checks.py",
+        "hmac.digest(self._seed,",
+        'hmac.digest(b"s",',
+        CHECK_TESTS,
+    ),
+    Mutant(
+        "cut off on anybody's word",
+        "one of low trust cannot have another cut off",
+        f"{CORE}/spot_checks.py",
+        "_is_below(policy, score.trusted_checks, score.trusted_agreement)",
+        "_is_below(policy, score.checks, score.agreement)",
+        CHECK_TESTS,
+    ),
+    Mutant(
+        "an end before the checks",
+        "the run does not end before a liar's last items are looked at",
+        CHECKING,
+        "still = pending or bool(self._cutting)",
+        "still = bool(self._cutting)",
+        CHECKING_TESTS,
+    ),
+    Mutant(
+        "checks for anybody who asks",
+        "a lease for checks is its session's alone",
+        CHECKING,
+        "        if holder != event.session:",
+        "        if False:",
+        CHECKING_TESTS,
+    ),
+    Mutant(
+        "a cut that is not finished",
+        "a cut that a kill interrupted is made at the next start",
+        SERVICE,
+        "                    self.cut_off(name)\n",
+        "                    pass\n",
+        CHECKING_TESTS,
+    ),
+    _storage(
+        "stages of a cheat stay",
+        "rows that a contributor had an earlier stage of are taken back, too",
+        "reopen",
+        '{name, *(one.get("contributor") for one in stats or ())}',
+        "{name}",
     ),
 )

@@ -200,6 +200,8 @@ class Fleet:
         self._settings = settings
         self._processes: list[Process] = []
         self._numbers: dict[str, int] = {}
+        self.env: dict[str, str] = {"CAPTIONFLOW_LOG_LEVEL": "INFO"}
+        """What processes that are started find in their environment, besides our own."""
         (folder / "logs").mkdir(parents=True, exist_ok=True)
         self.write_configuration()
 
@@ -252,10 +254,11 @@ class Fleet:
         when_finished: str = "shutdown",
         stages: Sequence[str] = (),
         connect_seconds: float = PATIENCE_SECONDS,
+        token: str = TOKEN,
     ) -> Process:
         """Start a worker; ``engine`` are the synthetic engine's options."""
         config = self.folder / f"{name}.json"
-        section = {"engine": {"type": "synthetic", **(engine or {})}, "token": TOKEN, "name": name}
+        section = {"engine": {"type": "synthetic", **(engine or {})}, "token": token, "name": name}
         section["server"] = url or f"ws://127.0.0.1:{self.port}"
         config.write_text(json.dumps({"worker": section}))
         return await self.start(
@@ -278,7 +281,7 @@ class Fleet:
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
-                env={**os.environ, "CAPTIONFLOW_LOG_LEVEL": "INFO"},
+                env={**os.environ, **self.env},
             )
         process = Process(name, log, started)
         self._processes.append(process)

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, cast
 
 from caption_flow.config.dataset import DatasetConfig
 from caption_flow.config.orchestrator import OrchestratorConfig
-from caption_flow.orchestrator.server.auth import Identity, Role, TokenTable, digest_of
+from caption_flow.orchestrator.membership import Token, identities_of
+from caption_flow.orchestrator.server.auth import Identity, Role, TokenTable
 from caption_flow.orchestrator.service import Orchestrator, settings_of
 from caption_flow.orchestrator.sources.base import RunFolder, Source
 from caption_flow.orchestrator.sources.registry import source_for
-from caption_flow.orchestrator.steering import Configuration, Configured, Token
+from caption_flow.orchestrator.steering import Configuration, Configured
 from caption_flow.storage.database import open_for_reading, read_meta
 from caption_flow.storage.store import RunStore
 from caption_flow.storage.writer import Write
@@ -54,9 +55,7 @@ async def assemble(
         store.release()
         raise
     table = TokenTable()
-    table.replace(
-        Identity(cast("Role", role), name, digest_of(token)) for role, name, token in tokens
-    )
+    table.replace(identities_of(config, tokens))
     for role, name, token in own_tokens:
         table.add(token, Identity(cast("Role", role), name))
     return Orchestrator(

@@ -8,6 +8,7 @@ whatever blocks (SQLite, Parquet, listing, describing) runs in threads.
 from __future__ import annotations
 
 import asyncio
+import secrets
 import time
 from collections import Counter
 from collections.abc import (
@@ -22,7 +23,7 @@ from collections.abc import (
     Sequence,
 )
 from contextlib import aclosing, asynccontextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Final, Literal, assert_never
 
@@ -31,11 +32,14 @@ import structlog
 from websockets.asyncio.server import Server
 
 from caption_flow.config.orchestrator import OrchestratorConfig
+from caption_flow.orchestrator.checking import Checking
 from caption_flow.orchestrator.core import events as ev
 from caption_flow.orchestrator.core.ledger import Ledger, Policy, StoredLease
 from caption_flow.orchestrator.core.progress import Progress, Tally, TokenTally
 from caption_flow.orchestrator.core.ranges import RangeSet
-from caption_flow.orchestrator.server.auth import TokenTable
+from caption_flow.orchestrator.core.spot_checks import CheckPolicy
+from caption_flow.orchestrator.membership import Membership
+from caption_flow.orchestrator.server.auth import Identity, TokenTable
 from caption_flow.orchestrator.server.conversation import (
     MOST_UNACKNOWLEDGED,
     Conversations,
@@ -93,11 +97,13 @@ from caption_flow.storage.opening import KnownPart, RememberedLease, Snapshot
 from caption_flow.storage.partials import ForgetPartials, Partial
 from caption_flow.storage.reopen import Opened
 from caption_flow.storage.store import RunStore
+from caption_flow.storage.writer import Write
 from caption_flow.storage.writes import (
     CatalogEntry,
     CommitFailure,
     CommitPartials,
     CommitRows,
+    CompareRows,
     EndLease,
     ForgetLease,
     ListShard,
@@ -117,6 +123,7 @@ Holder = Literal["disk", "drain", "admin"]
 
 _TICK_SECONDS: Final = 0.5
 _PROGRESS_SECONDS: Final = 5.0
+_SEED: Final = "spot_check_seed"
 _QUARANTINED: Final = "quarantined"
 _SHARD_PAUSES_SECONDS: Final = (5.0, 20.0, 60.0)
 """What is out of reach is tried again after each of these, then its leased items fail."""
@@ -140,6 +147,7 @@ class Settings:
     checkpoint_interval: float = 60.0
     checkpoint_rows: int = 1000
     drain_seconds: float = 10.0
+    checks: CheckPolicy = field(default_factory=CheckPolicy)
 
 
 def settings_of(config: OrchestratorConfig, tls: ServedCertificate | None) -> Settings:
@@ -154,6 +162,12 @@ def settings_of(config: OrchestratorConfig, tls: ServedCertificate | None) -> Se
         max_attempts=config.max_attempts,
         checkpoint_interval=config.storage.checkpoint_interval,
         checkpoint_rows=config.storage.caption_buffer_size,
+        checks=CheckPolicy(
+            share=config.spot_checks.share,
+            threshold=config.spot_checks.threshold,
+            min_samples=config.spot_checks.min_samples,
+            revokes=config.spot_checks.on_cheat == "revoke",
+        ),
     )
 
 
@@ -209,13 +223,22 @@ class Orchestrator:
         self._stays_paused = stays_paused
         self._tally = Tally(store.snapshot.totals, now=self._clock())
         self._answers = TokenTally(now=self._clock())
-        self._credits = {name: Counter(of) for name, of in store.snapshot.contributors.items()}
         self._earlier_recipes: set[str] = set()
         """Fingerprints of recipes that this very orchestrator has handed out before."""
         self._flags: Counter[str] = Counter()
         """Rows of this orchestrator's own time by flag; what was stored before is in the parts."""
         self._buffered = store.snapshot.buffered
-        self.steering = Steersman(self, tokens, configured)
+        self.membership = Membership(tokens, store.snapshot, self)
+        self._seed = store.snapshot.meta.get(_SEED) or secrets.token_hex(32)
+        self.checking = Checking(
+            settings.checks,
+            bytes.fromhex(self._seed),
+            store.snapshot.standings,
+            self.membership,
+            self,
+            patience_seconds=settings.lease_seconds,
+        )
+        self.steering = Steersman(self, self.membership, configured)
         self._conversations = Conversations(self, self.steering)
         self._tasks: set[asyncio.Task[None]] = set()
         self._checkpoint_due = asyncio.Event()
@@ -334,11 +357,6 @@ class Orchestrator:
         return self._answers
 
     @property
-    def credits(self) -> Mapping[str, Mapping[str, int]]:
-        """The run's rows by contributor, and then as ``captioned`` or by kind of failure."""
-        return self._credits
-
-    @property
     def shelf(self) -> Collection[KnownPart]:
         """The parts on disk."""
         return self._store.shelf.values()
@@ -375,6 +393,8 @@ class Orchestrator:
                 self._spawn(self._checkpoint_regularly(), "checkpoints")
                 if self.settings.tls is not None:
                     self._spawn(self.settings.tls.watch(), "certificate")
+                for name in list(self.checking.unfinished):
+                    self.cut_off(name)
                 await self._ending.wait()
                 if self._failure is None:
                     await self._let_workers_finish()
@@ -404,6 +424,37 @@ class Orchestrator:
         self._held.discard(holder)
         if not self._held:
             self.apply(ev.Resumed())
+
+    def end_sessions(self, verdict: Callable[[Identity], str | None]) -> None:
+        """End the sessions for whose token there is a reason to; their leases go back at once."""
+        for closing in self._conversations.end(verdict):
+            self._keep(closing)
+
+    def write(self, write: Write) -> asyncio.Future[None]:
+        """Queue a write; the future is done when it is durable, and the run ends if it fails."""
+        future = self._store.write(write)
+        self._watch(future)
+        return future
+
+    def look_at(self, write: CompareRows) -> asyncio.Future[None]:
+        """Queue a look at rows; the future fails with `ProtocolError` if they are none."""
+        return self._store.write(write)
+
+    def cut_off(self, name: str) -> None:
+        """Let a contributor in no more, and have all that it had a part in done again."""
+        self._spawn(self._cut_off(name), f"cutting {name} off")
+
+    async def _cut_off(self, name: str) -> None:
+        why = "its answers differ from what others say of the same images"
+        # When this is durable, so is whatever the contributor had on its way.
+        await self.membership.revoke(self.membership.of(name), why)
+        between = await self._store.partials_of(name)
+        for shard, items in between.items():
+            self.apply(ev.Rewound(shard, items))
+        await self._store.write(ForgetPartials(between))
+        counts = await self._take_back(self._store.reopen_contributor(name))
+        log.warning("all of a contributor is done again", who=name, items=sum(counts.values()))
+        self.checking.cut_off_is_done(name, self._clock())
 
     async def pause(self) -> None:
         """Hand out nothing until `resume`, also after a restart."""
@@ -450,6 +501,7 @@ class Orchestrator:
             ev.PolicyChanged(settings.chunk_size, settings.lease_seconds, settings.max_attempts)
         )
         self._checkpoint_due.set()  # the time until the next one counts from here
+        self.checking.adopt(settings.checks, recipe_is_new=replaced)
         if replaced:
             # Before the facts: no disk that knows this recipe holds what stages of another gave.
             self.apply(ev.RecipeReplaced())
@@ -600,8 +652,7 @@ class Orchestrator:
         """Have items done again once their rows are gone from the disk; return counts by kind."""
         opened = await opening
         self._tally.take_back(opened.counts)
-        for name, counts in opened.contributors.items():
-            self._credits.setdefault(name, Counter()).subtract(counts)
+        self.membership.take_back(opened.contributors)
         if opened.items:
             self.finished.clear()
         for shard, indices in opened.items.items():
@@ -613,6 +664,8 @@ class Orchestrator:
         while True:
             await asyncio.sleep(_TICK_SECONDS)
             self.apply(ev.Ticked())
+            self.membership.expire()
+            self.checking.look(self._clock())
             if self._clock() - told >= _PROGRESS_SECONDS:
                 told = self._clock()
                 self._warn_of_stages()
@@ -680,6 +733,7 @@ class Orchestrator:
                 "dataset": self._dataset,
                 "recipe": self._recipe.fingerprint,
                 "output_fields": "\n".join(self._recipe.output_fields),
+                _SEED: self._seed,
             }
         )
 
@@ -696,13 +750,23 @@ class Orchestrator:
             total=self._ledger.found if self._ledger.listed else None,
         )
 
+    def refusal(self, link: Link) -> str | None:
+        """See `Leader`."""
+        return self.membership.refusal(link)
+
+    def lets_in(self, identity: Identity) -> bool:
+        """See `Leader`."""
+        return self.membership.lets_in(identity)
+
     def serves(self, link: Link) -> frozenset[int]:
         """See `Leader`."""
         return positions(self._recipe, link.stages)
 
     def shard_to_read(self, link: Link, lease: int, items: tuple[int, ...]) -> str | None:
         """See `Leader`."""
-        return self._ledger.may_read(link.session, lease, items)
+        return self.checking.shard_to_read(link.session, lease, items) or self._ledger.may_read(
+            link.session, lease, items
+        )
 
     async def read_image(
         self, lease: int, shard: str, item: int, room: Room
@@ -744,6 +808,7 @@ class Orchestrator:
         self, event: ev.Event, *, link: Link | None = None, payload: bytes = b""
     ) -> None:
         """See `Leader`."""
+        event = self._beside_the_ledger(event, link, payload)
         for effect in self._ledger.handle(event, now=self._clock()):
             match effect:
                 case ev.Commit():
@@ -758,20 +823,41 @@ class Orchestrator:
                     self._watch(self._store.write(EndLease(lease)))
                 case ev.ForgetLease(lease):
                     self._watch(self._store.write(ForgetLease(lease)))
-                case ev.Wait(session, seconds, all_handed_out):
-                    self._tell(session, Wait(seconds, all_handed_out))
+                case ev.Wait(session, seconds, all_handed_out, rationed):
+                    self._tell_to_wait(session, Wait(seconds, all_handed_out), rationed=rationed)
                 case ev.Trim(session, lease, items):
                     self._tell(session, Trim(lease, items))
                 case ev.Recall(session):
                     self._tell(session, Recall())
                 case ev.Refuse(session, reason):
-                    self._refuse(session, reason)
+                    self.refuse(session, reason)
                 case ev.Finish(session):
                     self._finish(session)
                 case _:
                     assert_never(effect)
         if self._ledger.pending or self._ledger.finished:
             self.something_to_do.set()
+        if isinstance(event, ev.Wanted):
+            self.checking.look(self._clock())
+
+    def _beside_the_ledger(self, event: ev.Event, link: Link | None, payload: bytes) -> ev.Event:
+        """Have an event heard that concerns others, too; return what of it concerns the ledger."""
+        match event:
+            case ev.Reported() | ev.Released():
+                if self.checking.takes(event, link, payload):
+                    return ev.Heard(event.session)
+            case ev.SessionJoined(session) if session in self._conversations.links:
+                self.membership.ration(self._conversations.links[session].identity)
+                self.checking.notices(event)
+            case _:
+                self.checking.notices(event)
+        return event
+
+    def _tell_to_wait(self, session: str, wait: Wait, *, rationed: bool) -> None:
+        link = self._conversations.links.get(session)
+        if link is not None:
+            reason = self.membership.exhausted(link) if rationed else ""
+            link.outgoing.send(msgspec.structs.replace(wait, reason=reason))
 
     def _tell(self, session: str, message: Message) -> None:
         link = self._conversations.links.get(session)
@@ -781,6 +867,8 @@ class Orchestrator:
     def _commit(self, effect: ev.Commit, link: Link | None, payload: bytes) -> None:
         leg = Leg(self._recipe, effect.stage, effect.reach)
         contributor = "" if link is None else link.contributor
+        rows = [effect.items[at] for at in effect.accepted]
+        payload = payload if rows else b""
         write: CommitRows | CommitPartials
         if effect.partial:
             write = CommitPartials(
@@ -805,7 +893,11 @@ class Orchestrator:
                 worker=effect.worker,
                 optional_fields=self._recipe.optional_fields,
                 leg=leg,
+                known_kinds=self.membership.contributors.kinds(contributor),
             )
+            self.membership.contributors.set_out(contributor, len(rows))
+            if link is not None and not effect.stage and leg.is_last:
+                write.compared = self.checking.chosen(link, effect.shard, rows)
         future = self._store.write(write)
         future.add_done_callback(partial(self._committed, effect, write, link))
 
@@ -819,27 +911,30 @@ class Orchestrator:
         if link is not None:
             link.unacknowledged.release()
         error = None if done.cancelled() else done.exception()
+        if isinstance(write, CommitRows):
+            counts = {} if error is not None or done.cancelled() else write.counts
+            self.membership.contributors.arrive(write.contributor, len(write.accepted), counts)
         if isinstance(error, ProtocolError):
             if link is not None:
                 link.refused = True
             self.apply(ev.CommitRejected(effect.ticket))
-            self._refuse(effect.session, str(error))
+            self.refuse(effect.session, str(error))
         elif error is not None or done.cancelled():
             self._cannot_store(error)
         else:
-            self._count(write.counts, write.contributor)
+            self._count(write.counts)
             self._answers.add(*write.tokens, now=self._clock())
             self._flags.update(write.flags)
+            if link is not None and isinstance(write, CommitRows):
+                self.checking.stored(link, write, self._clock())
             is_outdated = isinstance(write, CommitPartials) and write.is_outdated
             ticket = effect.ticket
             self.apply(ev.CommitRejected(ticket) if is_outdated else ev.Committed(ticket))
             if link is not None and not link.refused:
                 link.outgoing.acknowledge(effect.seq)
 
-    def _count(self, counts: Mapping[str, int], contributor: str = "") -> None:
+    def _count(self, counts: Mapping[str, int]) -> None:
         self._tally.add(counts, now=self._clock())
-        if contributor and counts:
-            self._credits.setdefault(contributor, Counter()).update(counts)
         self._buffered += sum(counts.values())
         if self._buffered >= self.settings.checkpoint_rows:
             self._checkpoint_due.set()
@@ -897,6 +992,40 @@ class Orchestrator:
         self._watch(remembered)
         return remembered
 
+    def grant_checks(self, link: Link, lease: LeaseId, shard: str, items: tuple[int, ...]) -> None:
+        """Send a worker items to do, as any others; no disk has to know of it."""
+        granted = GrantedLease(lease, shard, f"{shard}:{items[0]}", ())
+        self._spawn(self._send_checks(link, granted, items), f"grant {lease}")
+
+    async def _send_checks(self, link: Link, lease: GrantedLease, items: tuple[int, ...]) -> None:
+        found = await asyncio.to_thread(_describe, self._source, lease.shard, items)
+        for parcel in _parcels(tuple(_description_of(item) for item in found)):
+            link.outgoing.send(Grant((msgspec.structs.replace(lease, items=parcel),)))
+
+    def may_check(self, link: Link) -> bool:
+        """Tell whether a worker runs every stage."""
+        return len(self.serves(link)) == len(self._recipe.stages)
+
+    def may_hold_more(self, link: Link) -> bool:
+        """Tell whether a worker may be given a lease beside those it has."""
+        return self._ledger.may_hold_more(link.session)
+
+    def reserve_lease(self) -> LeaseId:
+        """Return a number that no lease has or will have."""
+        return self._ledger.reserve_lease()
+
+    @property
+    def all_terminal(self) -> bool:
+        """Whether every item of the run has its row."""
+        return self._ledger.all_terminal
+
+    def compare(self, items: tuple[int, ...], payload: bytes) -> CompareRows:
+        """Return the write that looks at rows of the run's recipe."""
+        recipe = self._recipe
+        return CompareRows(
+            items, payload, recipe.output_fields, recipe.optional_fields, recipe.fingerprint
+        )
+
     async def _send_grant(
         self, link: Link, effect: ev.Grant, remembered: asyncio.Future[None]
     ) -> None:
@@ -932,7 +1061,8 @@ class Orchestrator:
                 await asyncio.sleep(pause)
         raise AssertionError("unreachable: the last try returns or raises")
 
-    def _refuse(self, session: str, reason: str) -> None:
+    def refuse(self, session: str, reason: str) -> None:
+        """Close a session that broke the protocol."""
         closing = self._conversations.drop(session, reason)
         if closing is not None:
             self._keep(closing)

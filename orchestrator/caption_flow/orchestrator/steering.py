@@ -7,7 +7,7 @@ import time
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
-from typing import Protocol, cast
+from typing import Protocol
 
 import structlog
 
@@ -15,8 +15,9 @@ from caption_flow.config.changes import changed_keys, models_to_load, obstacles
 from caption_flow.config.orchestrator import OrchestratorConfig
 from caption_flow.config.problems import ConfigError
 from caption_flow.config.secret import SecretError
+from caption_flow.orchestrator.checking import Checking
 from caption_flow.orchestrator.core.progress import Progress, TokenTally
-from caption_flow.orchestrator.server.auth import Identity, Role, TokenTable, digest_of
+from caption_flow.orchestrator.membership import Membership, Token, identities_of
 from caption_flow.orchestrator.server.conversation import Link
 from caption_flow.orchestrator.server.observers import SteeringError
 from caption_flow.protocol.messages import AddToken, Done, LeaseId
@@ -29,14 +30,10 @@ from caption_flow.protocol.report import (
     WorkerReport,
     to_wire,
 )
-from caption_flow.protocol.rows import CAPTIONED
 from caption_flow.storage.errors import StorageError
 from caption_flow.storage.opening import KnownPart
 
 log = structlog.get_logger()
-
-Token = tuple[str, str, str]
-"""Role, name, and the token itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,8 +120,8 @@ class Run(Protocol):
         ...
 
     @property
-    def credits(self) -> Mapping[str, Mapping[str, int]]:
-        """The run's rows by contributor, and then as ``captioned`` or by kind of failure."""
+    def checking(self) -> Checking:
+        """The spot checks."""
         ...
 
     @property
@@ -169,9 +166,9 @@ class Run(Protocol):
 class Steersman:
     """Answers observers; see `caption_flow.orchestrator.server.observers.Steering`."""
 
-    def __init__(self, run: Run, tokens: TokenTable, configured: Configured | None = None) -> None:
+    def __init__(self, run: Run, members: Membership, configured: Configured | None = None) -> None:
         self._run = run
-        self._tokens = tokens
+        self._members = members
         self._configured = configured
         self._reloading = asyncio.Lock()
 
@@ -270,12 +267,7 @@ class Steersman:
         )
 
     def _contributors(self) -> Iterable[Contributor]:
-        for name, counts in sorted(self._run.credits.items()):
-            rows, captioned = sum(counts.values()), counts.get(CAPTIONED, 0)
-            if rows:
-                yield Contributor(
-                    name=name, rows=rows, captioned=captioned, failed=rows - captioned
-                )
+        return self._members.report(self._run.checking.standings())
 
     # ------------------------------------------------------------------ what is to be
 
@@ -333,10 +325,7 @@ class Steersman:
         in_the_way = obstacles(old, new)
         if in_the_way:
             raise SteeringError("\n".join(["nothing was changed:", *in_the_way]))
-        self._tokens.replace(
-            Identity(cast("Role", role), name, digest_of(token))
-            for role, name, token in fresh.tokens
-        )
+        self._members.replace(identities_of(new, fresh.tokens))
         self._configured = Configured(new, before.read)
         changed, to_load = changed_keys(old, new), models_to_load(old.recipe(), new.recipe())
         log.info("the configuration was reloaded", changed=", ".join(changed), load=to_load)
@@ -350,15 +339,17 @@ class Steersman:
 
     async def add_token(self, asked: AddToken) -> Done:
         """See `Steering`."""
-        raise NotImplementedError
+        added = await self._members.add(asked)
+        self._run.checking.forgive(asked.name)
+        return added
 
     async def remove_token(self, name: str) -> Done:
         """See `Steering`."""
-        raise NotImplementedError
+        return await self._members.remove(name)
 
     def list_tokens(self) -> Done:
         """See `Steering`."""
-        raise NotImplementedError
+        return self._members.listed()
 
 
 async def _noted(change: Awaitable[None]) -> None:

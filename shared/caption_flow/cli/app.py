@@ -15,6 +15,7 @@ from typing import Annotated, Any, Final
 import typer
 from typer.core import TyperCommand, TyperGroup
 
+from caption_flow.cli.commands import OfSeveral, OneCommand
 from caption_flow.cli.failures import (
     EXIT_INTERRUPTED,
     EXIT_OK,
@@ -55,6 +56,7 @@ COMMANDS: Final[dict[str, Command]] = {
     ),
     "verify": Command("verify", "verify", "Check every promise on what lies on disk."),
     "scan-chunks": Command("verify", "scan_chunks", "The older name of `verify`."),
+    "auth": Command("auth", "auth", "Let people into a run, and out again, while it goes on."),
     "retry-failed": Command(
         "retry_failed", "retry_failed", "Put failed items back, so that they are tried again."
     ),
@@ -78,33 +80,30 @@ _LOOKS: Final[dict[str, Any]] = {
 }
 
 
-class _Command(TyperCommand):
-    """One command, with its help as people expect it."""
-
-    def get_params(self, ctx: Any) -> list[Any]:
-        return _without_types_of_switches(super().get_params(ctx))
-
-
-def _without_types_of_switches(params: list[Any]) -> list[Any]:
-    """Have help show no type beside a switch: it takes no value, and one would seem to be asked."""
-    for param in params:
-        if getattr(param, "is_flag", False) and param.metavar is None:
-            param.metavar = ""
-    return params
-
-
-def load(name: str) -> TyperCommand:
+def load(name: str) -> TyperCommand | TyperGroup:
     """Import a command and return it as the option parser takes it."""
     command = COMMANDS[name]
     module = import_module(f"caption_flow.cli.{command.module}")
+    found = getattr(module, command.function)
+    if isinstance(found, typer.Typer):
+        return _of_several(name, found)
     alone = typer.Typer(**_LOOKS)
-    alone.command(name, cls=_Command, context_settings=_SETTINGS)(getattr(module, command.function))
+    alone.command(name, cls=OneCommand, context_settings=_SETTINGS)(found)
     loaded = typer.main.get_command(alone)
     assert isinstance(loaded, TyperCommand)  # noqa: S101  -- a program of one command is a command
     return loaded
 
 
-class _Commands(TyperGroup):
+def _of_several(name: str, group: typer.Typer) -> TyperGroup:
+    """Return a command that has commands of its own."""
+    loaded = typer.main.get_group(group)
+    loaded.name = name
+    for one in (loaded, *loaded.commands.values()):
+        one.context_settings = {**_SETTINGS, **one.context_settings}
+    return loaded
+
+
+class _Commands(OfSeveral):
     """Knows every command by name and summary, and imports the one that is run.
 
     Together they take seconds to import; help and mistakes should be answered at once.
@@ -115,9 +114,6 @@ class _Commands(TyperGroup):
         self.commands = {
             name: TyperCommand(name, help=command.summary) for name, command in COMMANDS.items()
         }
-
-    def get_params(self, ctx: Any) -> list[Any]:
-        return _without_types_of_switches(super().get_params(ctx))
 
     def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
         name, known, rest = super().resolve_command(ctx, args)

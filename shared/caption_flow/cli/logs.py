@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from collections.abc import Mapping, MutableMapping
 from functools import partialmethod
 from pathlib import Path
 from typing import Any, Final, TextIO
@@ -20,6 +21,9 @@ LEVELS: Final = {
     "WARNING": logging.WARNING,
     "ERROR": logging.ERROR,
 }
+
+
+_TRACES: Final = frozenset({"exception", "stack"})
 
 
 class _Outlet:
@@ -64,6 +68,7 @@ def configure_logging(component: str, *, verbose: bool = False, quiet: bool = Fa
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="%Y-%m-%d %H:%M:%S"),
             structlog.processors.StackInfoRenderer(),
+            _escape,
             structlog.dev.ConsoleRenderer(
                 colors=sys.stderr.isatty() and file is None,
                 exception_formatter=structlog.dev.plain_traceback,
@@ -73,6 +78,25 @@ def configure_logging(component: str, *, verbose: bool = False, quiet: bool = Fa
         wrapper_class=structlog.make_filtering_bound_logger(level),
         logger_factory=_Outlet(file, logging.WARNING if quiet and not verbose else level),
         cache_logger_on_first_use=True,
+    )
+
+
+def _escape(_logger: Any, _method: str, line: MutableMapping[str, Any]) -> Mapping[str, Any]:
+    """Show what a terminal would act on: names and reasons come from other machines.
+
+    Only our own sentences may be of several lines.
+    """
+    for key, value in line.items():
+        if isinstance(value, str) and not value.isprintable() and key not in _TRACES:
+            lines = value.split("\n") if key == "event" else [value]
+            line[key] = "\n".join(map(printable, lines))
+    return line
+
+
+def printable(text: str) -> str:
+    r"""Return a text with ``\xNN`` and the like for what is no visible character."""
+    return "".join(
+        one if one.isprintable() else one.encode("unicode_escape").decode() for one in text
     )
 
 

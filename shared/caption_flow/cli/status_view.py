@@ -17,7 +17,7 @@ from rich.text import Text
 
 from caption_flow.cli.folders import for_people
 from caption_flow.cli.progress_view import duration, rate
-from caption_flow.protocol.report import Report, WorkerReport
+from caption_flow.protocol.report import Contributor, Report, WorkerReport
 
 _BARS: Final = "▁▂▃▄▅▆▇█"
 _GRAPH_COLUMNS: Final = 60
@@ -203,10 +203,18 @@ def _contributors(report: Report) -> Table:
     table = _table("contributor")
     for name in ("rows", "captioned", "failed"):
         table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("agreement", justify="right", no_wrap=True)
     for one in sorted(report.contributors, key=lambda one: -one.rows):
         counts = (f"{number:,}" for number in (one.rows, one.captioned, one.failed))
-        table.add_row(*(Text(cell) for cell in (for_people(one.name), *counts)))
+        cells = (for_people(one.name), *counts, _agreement(one))
+        table.add_row(*(Text(cell, style="red" if one.flagged else "") for cell in cells))
     return table
+
+
+def _agreement(one: Contributor) -> str:
+    if one.agreement is None:
+        return ""
+    return f"{one.agreement:.2f} of {one.checks:,}{', flagged' if one.flagged else ''}"
 
 
 def _table(*columns: str) -> Table:

@@ -18,6 +18,7 @@ _AT_ONCE: Final = (
     "chunks_per_request",
     "lease_seconds",
     "max_attempts",
+    "spot_checks",
     "min_chunk_buffer",
     "storage.caption_buffer_size",
     "storage.checkpoint_interval",

@@ -15,7 +15,7 @@ from caption_flow.certificates.fingerprint import Fingerprint
 from caption_flow.config.monitor import MonitorConfig
 from caption_flow.config.orchestrator import OrchestratorConfig
 from caption_flow.config.secret import Secret
-from caption_flow.config.section import INFERRED, INSTEAD, OpenSection, Section
+from caption_flow.config.section import INFERRED, INSTEAD, Moment, OpenSection, Section
 from caption_flow.config.spelling import section_of
 from caption_flow.config.vllm import EngineKeys
 from caption_flow.config.worker import WorkerConfig
@@ -169,7 +169,7 @@ def _type_name(annotation: Any) -> str:
     if origin is Literal:
         return ", ".join(f"`{choice}`" for choice in arguments)
     if origin is Annotated:
-        return _type_name(arguments[0])
+        return "day or moment" if annotation == Moment else _type_name(arguments[0])
     if origin in (Union, types.UnionType):
         return " or ".join(_type_name(one) for one in arguments)
     if origin is tuple:

@@ -13,6 +13,7 @@ from caption_flow.config.dataset import DatasetConfig
 from caption_flow.config.secret import Secret
 from caption_flow.config.section import (
     FilePath,
+    Moment,
     Number,
     Section,
     Text,
@@ -20,6 +21,7 @@ from caption_flow.config.section import (
     unused,
 )
 from caption_flow.config.vllm import KeyPath, VllmConfig
+from caption_flow.protocol.messages import TokenLimits
 from caption_flow.recipe.stages import Recipe
 
 Role = Literal["worker", "monitor", "admin"]
@@ -43,6 +45,59 @@ class TokenEntry(Section):
     token: Secret = Field(description="The token: literal, `env:NAME` or `file:PATH`.")
     name: str = Field(
         default="", description="Whose it is; shown to people, and recorded as contributor."
+    )
+    max_workers: WholeNumber | None = Field(
+        default=None, ge=0, description="Workers that may use it at a time."
+    )
+    max_items: WholeNumber | None = Field(
+        default=None,
+        ge=0,
+        description="Rows that may come from its workers in all, then they wait.",
+    )
+    expires: Moment | None = Field(
+        default=None,
+        description="Day (its end, UTC), or moment in UTC or with an offset, after which it lets "
+        "nobody in and its sessions end: `2026-12-31`, `2026-12-31T18:00+02:00`.",
+    )
+    trust: Literal["full", "low"] = Field(
+        default="full",
+        description="`low` has a share of what its workers bring done again by others and compared "
+        "(`spot_checks`).",
+    )
+
+    @property
+    def limits(self) -> TokenLimits:
+        """What its holder may do at most."""
+        return TokenLimits(self.max_workers, self.max_items, self.expires, self.trust)
+
+
+class SpotChecksConfig(Section):
+    """How those are checked whose tokens have `trust: low`.
+
+    Some of their items are captioned a second time, by a worker with another token, and the texts
+    compared. The second text is not kept. Two texts agree as far as they have the same words: twice
+    the number of words that are in both, divided by the number of words in the one and in the
+    other, each word counted once.
+    """
+
+    share: Number = Field(
+        default=0.02, ge=0, le=1, description="Share of their items that is checked, from 0 to 1."
+    )
+    threshold: Number = Field(
+        default=0.45,
+        ge=0,
+        le=1,
+        description="Mean agreement below which a contributor is flagged. It depends on prompt and "
+        "sampling: look at `agreement` in the status before relying on it.",
+    )
+    min_samples: WholeNumber = Field(
+        default=20, ge=1, description="Checks of a contributor before anything follows from them."
+    )
+    on_cheat: Literal["flag", "revoke"] = Field(
+        default="flag",
+        description="What becomes of a contributor below the threshold: `flag` says so in log and "
+        "status; `revoke` also takes its tokens' rights away, ends its sessions, and has all its "
+        "rows done again. Only checks made by workers of full trust revoke.",
     )
 
 
@@ -132,6 +187,9 @@ class OrchestratorConfig(Section):
     storage: StorageConfig = Field(default=StorageConfig(), description="Where results go.")
     auth: AuthConfig | None = Field(
         default=None, description="Who may connect; without it, only from this machine."
+    )
+    spot_checks: SpotChecksConfig = Field(
+        default=SpotChecksConfig(), description="How contributors of low trust are checked."
     )
     cache_dir: FilePath | None = Field(
         default=None, description="Folder for what sources download; without it, the hub's own."

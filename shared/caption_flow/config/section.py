@@ -6,6 +6,7 @@ Owns how strict sections are. Every key is described where it is defined, since 
 
 from __future__ import annotations
 
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
@@ -60,6 +61,21 @@ def _not_a_switch(value: Any) -> Any:
     return value
 
 
+def moment(value: Any) -> float:
+    """Return a day's end, or a moment, in seconds since 1970. Raises `ValueError`."""
+    if not isinstance(value, str):
+        raise ValueError("must be a day or a moment, such as 2026-12-31")  # noqa: TRY004 - pydantic's
+    try:
+        said = datetime.fromisoformat(value.strip())
+        if len(value.strip()) == len("2026-12-31"):
+            said += timedelta(days=1)
+        return (said if said.tzinfo else said.replace(tzinfo=UTC)).timestamp()
+    except (ValueError, OverflowError) as error:
+        raise ValueError(
+            f"must be a day or a moment, such as 2026-12-31 or 2026-12-31T18:00Z: {error}"
+        ) from error
+
+
 def _one_or_many(value: Any) -> Any:
     return (value,) if isinstance(value, str) else value
 
@@ -73,6 +89,8 @@ def _expand_home(path: Path) -> Path:
 
 WholeNumber = Annotated[int, BeforeValidator(_not_a_switch)]
 Number = Annotated[float, BeforeValidator(_not_a_switch)]
+Moment = Annotated[float, BeforeValidator(moment)]
+"""Seconds since 1970, written as a day, which ends it, or as a moment; see ISO 8601."""
 Texts = Annotated[tuple[str, ...], BeforeValidator(_one_or_many)]
 FilePath = Annotated[Path, AfterValidator(_expand_home)]
 """A path as it was written: relative ones stay relative to the working folder."""

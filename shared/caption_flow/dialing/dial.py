@@ -5,6 +5,7 @@ Everybody who connects dials here: workers, and the commands that watch and stee
 
 from __future__ import annotations
 
+import logging
 import ssl
 from typing import Final
 from urllib.parse import urlsplit
@@ -83,6 +84,7 @@ async def dial(endpoint: Endpoint) -> ClientConnection:
             proxy=None if endpoint.is_on_this_machine else True,
             compression=None,
             max_size=MAX_FRAME_BYTES,
+            logger=discreet("client"),
             open_timeout=HANDSHAKE_SECONDS,
             ping_interval=PING_SECONDS,
             ping_timeout=PONG_SECONDS,
@@ -94,6 +96,16 @@ async def dial(endpoint: Endpoint) -> ClientConnection:
         await connection.close()
         raise other_version(endpoint.shown)
     return connection
+
+
+def discreet(side: str) -> logging.Logger:
+    """Return a logger for one side of connections that never logs whole requests.
+
+    Their headers have tokens, and whoever embeds us may have everything logged.
+    """
+    logger = logging.getLogger(f"websockets.{side}.discreet")
+    logger.setLevel(logging.INFO)
+    return logger
 
 
 async def _verdict(endpoint: Endpoint, error: Exception) -> Verdict:

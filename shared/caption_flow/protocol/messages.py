@@ -8,7 +8,7 @@ on behalf of the sender, except `ItemDescription.place`, which an orchestrator t
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, NewType
+from typing import Annotated, Any, Final, Literal, NewType
 
 import msgspec
 
@@ -20,8 +20,10 @@ ShortText = Annotated[str, msgspec.Meta(max_length=200)]
 SessionId = Annotated[str, msgspec.Meta(min_length=16, max_length=64)]
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]
 Index = Annotated[int, msgspec.Meta(ge=0, le=2**48)]
-HeldItems = dict[int, tuple[Index, ...]]
+Items = Annotated[tuple[Index, ...], msgspec.Meta(max_length=2**20)]
+HeldItems = Annotated[dict[int, Items], msgspec.Meta(max_length=100_000)]
 """Items by lease."""
+MAX_BATCH_ROWS: Final = 4096
 Stats = Annotated[
     dict[
         Annotated[str, msgspec.Meta(max_length=64)],
@@ -134,7 +136,7 @@ class TokenLimits(msgspec.Struct, frozen=True, omit_defaults=True):
     """Sessions at a time."""
     max_items: Index | None = None
     """Items that count, in all."""
-    expires: float | None = None
+    expires: Annotated[float, msgspec.Meta(ge=0, le=253_402_300_799)] | None = None
     """Seconds since 1970 after which it lets nobody in and ends the sessions that it let in."""
     trust: Literal["full", "low"] = "full"
     """Of ``low`` trust, a share of the items is done a second time by others and compared."""
@@ -154,7 +156,7 @@ class Hello(Message, frozen=True, tag="hello"):
     leases: HeldItems = {}
     """What the worker still has of each lease: items to do, in work, or done and not acknowledged.
     What it does not name is handed out again."""
-    stages: tuple[str, ...] = ()
+    stages: Annotated[tuple[ShortText, ...], msgspec.Meta(max_length=100)] = ()
     """The stages that the worker runs; none stands for all."""
 
 
@@ -183,7 +185,7 @@ class Results(Message, frozen=True, tag="results"):
 
     seq: Annotated[int, msgspec.Meta(ge=1)]
     lease: int
-    items: tuple[Index, ...]
+    items: Annotated[tuple[Index, ...], msgspec.Meta(max_length=MAX_BATCH_ROWS)]
     rows: bytes
     reached: Count | None = None
 
@@ -192,7 +194,7 @@ class Fetch(Message, frozen=True, tag="fetch"):
     """Ask for the bytes of items of a lease that the worker cannot read itself."""
 
     lease: int
-    items: tuple[Index, ...]
+    items: Annotated[tuple[Index, ...], msgspec.Meta(max_length=MAX_BATCH_ROWS)]
 
 
 class Release(Message, frozen=True, tag="release"):
@@ -203,7 +205,7 @@ class Release(Message, frozen=True, tag="release"):
 
     lease: int
     engine_died: bool = False
-    suspects: tuple[Index, ...] = ()
+    suspects: Annotated[tuple[Index, ...], msgspec.Meta(max_length=2**16)] = ()
     reason: str = ""
 
 
@@ -244,10 +246,12 @@ class Wait(Message, frozen=True, tag="wait"):
     """Nothing to hand out now; ask again after ``seconds``.
 
     ``all_handed_out``: nothing is left of the run but what workers are at, as far as is known.
+    ``reason`` is for people, where it is not simply that.
     """
 
     seconds: float
     all_handed_out: bool = False
+    reason: str = ""
 
 
 class Ack(Message, frozen=True, tag="ack"):

@@ -11,6 +11,8 @@ from typing import Any
 
 import msgspec
 
+from caption_flow.protocol.messages import TokenLimits
+
 
 class _Part(msgspec.Struct, frozen=True, kw_only=True):
     """Base of all parts: every key has a default, since an older orchestrator lacks some."""
@@ -86,6 +88,17 @@ class Contributor(_Part, frozen=True):
     rows: int = 0
     captioned: int = 0
     failed: int = 0
+    may_connect: bool = False
+    """Whether a token of that name lets workers in."""
+    workers: int = 0
+    """Connected ones."""
+    limits: TokenLimits = TokenLimits()
+    flagged: bool = False
+    """Its answers differ from what others say of the same images."""
+    checks: int = 0
+    """Spot checks of its items."""
+    agreement: float | None = None
+    """The mean over them, from 0 to 1."""
 
 
 class Report(_Part, frozen=True):

@@ -11,8 +11,17 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from caption_flow.protocol.codec import ProtocolError
+
+MAX_TEXT_BYTES: Final = 2**20
+"""UTF-8 bytes of one text of an output field; a worker makes a failure of a longer one."""
+_MAX_ERROR_BYTES: Final = 16 * 2**10
+_MAX_NAME_BYTES: Final = 2**10
+_MAX_IN_A_LIST: Final = 10_000
+"""Texts of one field, stages, models, flags or finish reasons of one row."""
+_KIND: Final = r"\A[a-z][a-z0-9_]{0,63}\z"
 
 CAPTIONED: Final = "captioned"
 FAILED: Final = "failed"
@@ -155,6 +164,40 @@ def decode_rows(
         return _with_later_fields(batches[0], expected)
     except pa.ArrowException as error:
         raise ProtocolError(f"result rows are not a valid Arrow stream: {error}") from error
+
+
+def check_bounds(rows: pa.RecordBatch) -> None:
+    """Raise `ProtocolError` if anything in rows from a worker is longer than anybody needs.
+
+    What is in them is text, whatever it looks like; but a failure's kind is a name, since they are
+    counted and shown by it.
+    """
+    output_fields = set(wire_output_fields(rows.schema))
+    for column, values in zip(rows.schema, rows.columns, strict=True):
+        most = MAX_TEXT_BYTES if column.name in output_fields else _MAX_NAME_BYTES
+        _check_lengths(column.name, values, _MAX_ERROR_BYTES if column.name == "error" else most)
+    kinds = rows.column("error_kind").drop_null()
+    if not pc.all(pc.match_substring_regex(kinds, _KIND), min_count=0).as_py():
+        raise ProtocolError(
+            "a result row's error_kind is no name: small letters, digits and _, at most 64"
+        )
+
+
+def _check_lengths(name: str, values: pa.Array, most: int) -> None:
+    if pa.types.is_list(values.type):
+        longest = pc.max(pc.list_value_length(values)).as_py() or 0
+        if longest > _MAX_IN_A_LIST:
+            raise ProtocolError(
+                f"a result row has {longest} values in {name}: {_MAX_IN_A_LIST} at most"
+            )
+        _check_lengths(name, values.flatten(), most)
+    elif pa.types.is_struct(values.type):
+        for part in values.flatten():
+            _check_lengths(name, part, most)
+    elif pa.types.is_string(values.type):
+        longest = pc.max(pc.binary_length(values)).as_py() or 0
+        if longest > most:
+            raise ProtocolError(f"a result row has {longest} bytes in {name}: {most} at most")
 
 
 def _earlier(schema: pa.Schema) -> pa.Schema:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Collection, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from sqlite3 import Connection
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 import pyarrow as pa
@@ -20,6 +20,7 @@ from caption_flow.protocol.rows import (
     FAILED,
     PARTIAL,
     Row,
+    check_bounds,
     decode_rows,
     encode_batch,
     encode_rows,
@@ -31,6 +32,12 @@ from caption_flow.storage.partials import Credit, complete_rows, read_partials, 
 from caption_flow.storage.parts import Part, count_flags, count_rows, count_tokens
 from caption_flow.storage.ranges import ranges_of
 from caption_flow.storage.reopen import record_part
+
+Answer = str | None
+"""What a row says of its item: its texts in one, or None if it failed."""
+_COMPARED_CHARACTERS: Final = 4000
+MOST_KINDS: Final = 64
+"""Of rows of one contributor, by failure: they are counted for ever, and shown."""
 
 _INSERT_BATCH = """
 INSERT INTO batches (shard, chunk_first, ranges, counts, contributor, worker, committed_at, rows)
@@ -59,8 +66,13 @@ class CommitRows:
     worker: str
     optional_fields: frozenset[str] = frozenset()
     leg: Leg | None = None
+    compared: Collection[int] = ()
+    """Items whose answers are wanted in ``answers``."""
+    known_kinds: Collection[str] = ()
+    """The kinds of rows that the contributor has brought before."""
     counts: dict[str, int] = field(default_factory=dict)
     flags: Counter[str] = field(default_factory=Counter)
+    answers: dict[int, Answer] = field(default_factory=dict)
     tokens: tuple[int, int] = (0, 0)
     """After `prepare`, those of the accepted rows: in and out."""
 
@@ -78,6 +90,11 @@ class CommitRows:
         _check_states(rows, fields, self.optional_fields)
         if self.leg is not None and not self.leg.is_last and self.counts.get(CAPTIONED):
             raise ProtocolError("a captioned result row comes from a worker without the last stage")
+        if len({*self.counts, *self.known_kinds}) > MOST_KINDS:
+            raise ProtocolError(f"the rows of one contributor have more than {MOST_KINDS} kinds")
+        if self.leg is not None:
+            fingerprint = self.leg.recipe.fingerprint
+            self.answers = _answers(rows, self.output_fields, self.compared, fingerprint)
 
     def apply(self, connection: Connection) -> None:
         """Insert the batch; nothing when no row is accepted."""
@@ -105,6 +122,32 @@ class CommitRows:
                 payload,
             ),
         )
+
+
+@dataclass(slots=True)
+class CompareRows:
+    """Look at rows that a worker made of items which have rows already; nothing is stored.
+
+    It goes through the queue of all writes, since an acknowledgement covers those before it.
+    """
+
+    items: tuple[int, ...]
+    payload: bytes
+    output_fields: tuple[str, ...]
+    optional_fields: frozenset[str] = frozenset()
+    recipe: str = ""
+    answers: dict[int, Answer] = field(default_factory=dict)
+
+    def prepare(self) -> None:
+        """Validate the rows; raises `ProtocolError`."""
+        if not self.items:
+            return
+        rows = _accepted_rows(self.payload, self.output_fields, self.items, self.items)
+        _check_states(rows, self.output_fields, self.optional_fields)
+        self.answers = _answers(rows, self.output_fields, self.items, self.recipe)
+
+    def apply(self, connection: Connection) -> None:
+        """Nothing to store."""
 
 
 @dataclass(slots=True)
@@ -164,7 +207,25 @@ def _accepted_rows(
     rows = decode_rows(payload, fields)
     if tuple(rows.column("item_index").to_pylist()) != items:
         raise ProtocolError("the rows of a result batch are not the items it names")
+    check_bounds(rows)
     return rows if len(accepted) == len(items) else rows.take(pa.array(accepted))
+
+
+def _answers(
+    rows: pa.RecordBatch, fields: Sequence[str], wanted: Collection[int], recipe: str
+) -> dict[int, Answer]:
+    """Return what rows of a recipe say of some items: all their texts in one, or None."""
+    if not wanted:
+        return {}
+    columns = [rows.column(name).to_pylist() for name in fields]
+    status = rows.column("status").to_pylist()
+    recipes = rows.column("recipe").to_pylist()
+    answers: dict[int, Answer] = {}
+    for at, item in enumerate(rows.column("item_index").to_pylist()):
+        if item in wanted and recipes[at] == recipe:
+            texts = " ".join(text for column in columns for text in column[at] or ())
+            answers[item] = texts[:_COMPARED_CHARACTERS] if status[at] == CAPTIONED else None
+    return answers
 
 
 def _check_states(

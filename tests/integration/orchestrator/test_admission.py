@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 from structlog.testing import capture_logs
 from websockets.exceptions import InvalidStatus
 
+from caption_flow.dialing.dial import Endpoint, dial
 from caption_flow.protocol.messages import Done, Problem, Shutdown, Status, StatusRequest, Want
 from tests.integration.orchestrator.parties import (
     ADMIN_TOKEN,
@@ -178,3 +180,20 @@ async def test_a_session_belongs_to_the_token_it_began_with(tmp_path: Path) -> N
             await thief.hello([granted])
         await first.work_off(granted)
         assert {row["contributor"] for row in run.rows().values()} == {"somebody"}
+
+
+async def test_no_token_is_logged_even_where_a_library_logs_whole_requests(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.DEBUG):
+        async with led(tmp_path) as run:
+            await run.join()
+            await refused(run, token="guessed wrongly")
+            connection = await dial(Endpoint(run.url, OTHER_TOKEN))
+            await connection.close()
+    # The tests' own clients are as talkative as the library is by itself.
+    ours = [one for one in caplog.records if one.name != "websockets.client"]
+    said = "\n".join(one.getMessage() for one in ours)
+    assert TOKEN not in said
+    assert "guessed wrongly" not in said
+    assert OTHER_TOKEN not in said

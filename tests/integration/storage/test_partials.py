@@ -44,6 +44,7 @@ RECIPE = build_recipe(
     ]
 )
 FIRST, SECOND, LAST = Leg(RECIPE, 0, 1), Leg(RECIPE, 1, 2), Leg(RECIPE, 2, 3)
+LEG_FROM_SECOND, WHOLE = Leg(RECIPE, 1, 3), Leg(RECIPE, 0, 3)
 
 
 def reached(leg: Leg, *items: int, accepted: tuple[int, ...] | None = None) -> CommitPartials:
@@ -124,6 +125,29 @@ async def test_the_row_has_what_came_before_and_takes_its_place(tmp_path: Path) 
         await store.checkpoint()
     findings = verify(tmp_path)
     assert (findings.captioned, findings.between, findings.breaches) == (1, 1, [])
+
+
+async def test_all_that_a_contributor_had_a_part_in_is_found_and_taken_back(tmp_path: Path) -> None:
+    """Rows that are its own, rows that it had an earlier stage of, and what is between stages."""
+    owner = "owner of one.first"
+    async with opened(tmp_path) as store:
+        await store.write(listed(6))
+        await store.write(reached(FIRST, 0, 1, 2))
+        await store.write(final(LEG_FROM_SECOND, 0))
+        await store.write(final(WHOLE, 3))
+        await store.checkpoint()
+        await store.write(final(LEG_FROM_SECOND, 1))
+        assert await store.partials_of(owner) == {SHARD: frozenset({2})}
+        assert await store.partials_of("somebody") == {}
+        taken = await store.reopen_contributor(owner)
+        assert taken.items == {SHARD: frozenset({0, 1})}
+        assert taken.contributors == {"somebody": {"captioned": 2}, owner: {}}
+        assert set(rows_in(tmp_path)) == {3}
+        assert (await store.reopen_contributor(owner)).items == {}
+        assert (await store.reopen_contributor("nobody")).items == {}
+        assert (await store.reopen_contributor("somebody")).items == {SHARD: frozenset({3})}
+    findings = verify(tmp_path)
+    assert (findings.captioned, findings.breaches) == (0, [])
 
 
 async def test_each_stage_is_credited_to_who_ran_it(tmp_path: Path) -> None:

@@ -335,6 +335,21 @@ async def test_trimmed_items_are_not_done() -> None:
         assert not it.task.done()
 
 
+async def test_why_there_is_nothing_to_do_is_said_once() -> None:
+    reason = "the token of 'ada' is for 5 items, done or in work: no more"
+    async with (
+        scripted_orchestrator() as orchestrator,
+        worker(orchestrator, ScriptedEngine(width=1)) as it,
+    ):
+        peer = await orchestrator.joined()
+        for _ in range(3):
+            await peer.expect(Want)
+            await peer.send(Wait(0.0, reason=reason))
+        await peer.expect(Want)
+        said = [line["reason"] for line in it.logs if line["event"] == "nothing to do"]
+        assert said == [reason]
+
+
 async def test_what_is_given_up_on_a_recall_is_named_and_not_done() -> None:
     engine = ScriptedEngine(width=1)
     async with scripted_orchestrator() as orchestrator, worker(orchestrator, engine):

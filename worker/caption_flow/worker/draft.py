@@ -6,7 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 
-from caption_flow.protocol.rows import CAPTIONED, FAILED, PARTIAL, Row, StageStats
+from caption_flow.protocol.rows import (
+    CAPTIONED,
+    FAILED,
+    MAX_TEXT_BYTES,
+    PARTIAL,
+    Row,
+    StageStats,
+)
 from caption_flow.recipe.quality import FLAGS
 from caption_flow.recipe.serving import StageColumn
 from caption_flow.recipe.stages import Recipe, Stage
@@ -19,6 +26,7 @@ EMPTY_CAPTION: Final = "empty_caption"
 INVALID_JSON: Final = "invalid_json"
 INVALID_ANSWER: Final = "invalid_answer"
 """An answer that is none of the stage's choices, or does not match its regex."""
+TEXT_TOO_LONG: Final = "text_too_long"
 IMAGE_CHANGED: Final = "image_changed"
 MAX_ERROR_CHARACTERS: Final = 2000
 
@@ -179,6 +187,13 @@ class Draft:
 def _read(stage: Stage, answer: Answer, where: str) -> Mapping[str, tuple[str, ...]]:
     """Return the columns of an answer. Raises `ItemError`."""
     reason = f"(finish reason '{answer.completion.finish_reason}')"
+    length = len(answer.text.encode())
+    if length > MAX_TEXT_BYTES:
+        raise ItemError(
+            TEXT_TOO_LONG,
+            f"{where} got an answer of {length} bytes, and at most {MAX_TEXT_BYTES} are kept; "
+            "lower max_tokens",
+        )
     if not answer.text:
         raise ItemError(EMPTY_CAPTION, f"{where} got an empty answer {reason}")
     if stage.structure is None:

@@ -30,6 +30,7 @@ from caption_flow.protocol.messages import (
     Problem,
     RecipeSpec,
     Results,
+    Wait,
     Welcome,
 )
 from caption_flow.protocol.rows import PARTIAL, Row, encode_rows
@@ -155,6 +156,8 @@ class Runtime:
         self._aborted = False
         self._max_attempts = MAX_ATTEMPTS
         self._room: EngineReady | None = None
+        self._waits_because = ""
+        """What the orchestrator said last of why there is nothing to do."""
         self.finished: Finished | None = None
 
     # ------------------------------------------------------------------ from the outside
@@ -224,6 +227,9 @@ class Runtime:
         match message:
             case Problem(sentence):
                 log.warning("the orchestrator has a problem with us", problem=sentence)
+            case Wait(reason=reason) if reason not in {"", self._waits_because}:
+                log.warning("nothing to do", reason=reason)
+                self._waits_because = reason
             case Drain(reason):
                 log.info("the orchestrator is draining", reason=reason)
             case Finished(captioned, failed) if message != self.finished:

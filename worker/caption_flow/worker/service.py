@@ -172,7 +172,7 @@ def _hello(settings: WorkerSettings) -> Hello:
         session=secrets.token_hex(16),
         version=version,
         engine=settings.engine,
-        device=f"gpu {','.join(settings.gpus)}" if settings.gpus else "",
+        device=f"gpu {','.join(settings.gpus)}"[:MAX_NAME_CHARACTERS] if settings.gpus else "",
         stages=settings.stages,
     )
 

@@ -59,11 +59,13 @@ class Backlog:
         """Tell whether anything waits at a stage that a session runs."""
         return any(map(self.waiting, session.serves))
 
-    def next_for(self, session: Session, serving: Mapping[int, int]) -> Piece | None:
+    def next_for(
+        self, session: Session, serving: Mapping[int, int], most: int | None = None
+    ) -> Piece | None:
         """Take the next piece that a session can work on; a small one near the end.
 
-        ``serving`` is how many connected workers run each stage. The caller leases the piece at
-        once: until then its items are nowhere.
+        ``serving`` is how many connected workers run each stage, ``most`` the items that it may
+        have at most. The caller leases the piece at once: until then its items are nowhere.
         """
         if session.holds_isolated:
             return None
@@ -72,11 +74,11 @@ class Backlog:
             for stage in stages:
                 piece = self._isolated[stage].take()
                 if piece is not None:
-                    return piece
+                    return self._shortened(piece, most)
         for stage in stages:
             piece = self._ordinary[stage].take() or (None if stage else self._cut())
             if piece is not None:
-                return self._tail_sized(piece, serving[stage])
+                return self._shortened(self._tail_sized(piece, serving[stage]), most)
         return None
 
     def put(self, piece: Piece, *, at_front: bool = False) -> None:
@@ -158,7 +160,13 @@ class Backlog:
             return piece
         left = self.items + piece.mask.bit_count()
         share = max(self._policy.smallest_grant, left // (2 * max(1, connected)))
-        taken = lowest(piece.mask, share)
+        return self._shortened(piece, share)
+
+    def _shortened(self, piece: Piece, most: int | None) -> Piece:
+        """Put back what a piece has beyond ``most`` items."""
+        if most is None:
+            return piece
+        taken = lowest(piece.mask, most)
         if piece.mask & ~taken:
             self.put(replace(piece, mask=piece.mask & ~taken), at_front=True)
         return replace(piece, mask=taken)

@@ -145,15 +145,25 @@ class Book:
                 lease.granted &= ~mask
                 effects.append(lease.remember())
 
+    def reserve(self) -> LeaseId:
+        """Return a number that no lease has or will have."""
+        return LeaseId(next(self._lease_ids))
+
     def to_commit(
-        self, chunk: Chunk, mask: int, *, stage: int, reached: int | None = None
+        self,
+        chunk: Chunk,
+        mask: int,
+        *,
+        stage: int,
+        reached: int | None = None,
+        contributor: str = "",
     ) -> ev.Ticket:
         """Note that open items, which nobody holds any more, are on their way to disk."""
         chunk.dismiss(mask)
         chunk.committing |= mask
         self.committing += mask.bit_count()
         ticket = ev.Ticket(next(self._ticket_ids))
-        self._on_the_way[ticket] = OnTheWay(chunk, mask, stage, reached)
+        self._on_the_way[ticket] = OnTheWay(chunk, mask, stage, reached, contributor=contributor)
         return ticket
 
     def arrived(self, ticket: ev.Ticket, effects: Effects) -> tuple[int, list[Piece]]:
@@ -174,13 +184,16 @@ class Book:
                 effects.append(ev.ForgetLease(lease.id))
         return commit.mask.bit_count(), []
 
-    def refused(self, ticket: ev.Ticket) -> list[Piece]:
-        """Note that a commit did not happen: its items are open again, and nobody holds them."""
+    def refused(self, ticket: ev.Ticket) -> tuple[str, list[Piece]]:
+        """Note that a commit did not happen: its items are open again, and nobody holds them.
+
+        Returns them, and whose ration they were taken from.
+        """
         commit = self._on_the_way.pop(ticket, None)
         if commit is None:
-            return []
+            return "", []
         self._off_the_way(commit)
-        return _open_again(commit, commit.stage)
+        return commit.contributor, _open_again(commit, commit.stage)
 
     def unfinished(self, shard: str) -> Iterator[tuple[int, int]]:
         """Yield the ranges of a shard's items that are open or on their way to disk."""

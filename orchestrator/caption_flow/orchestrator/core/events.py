@@ -36,13 +36,14 @@ class SessionJoined:
     """A worker connected, for the first time or again with the same session id.
 
     ``holds`` are the items of its leases that the worker still has: what it does not name is handed
-    out again. ``serves`` are the stages it runs, None for all.
+    out again. ``serves`` are the stages it runs, None for all. ``contributor`` is whose it is.
     """
 
     session: str
     worker: str
     holds: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
     serves: frozenset[int] | None = None
+    contributor: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +156,24 @@ class Rewound:
 
 
 @dataclass(frozen=True, slots=True)
+class Rationed:
+    """So many more rows of a contributor may count; None is no limit.
+
+    Its sessions are granted no more than that. What they hold already they may report.
+    """
+
+    contributor: str
+    items: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Awaited:
+    """The end is not to be announced, ``still`` or not: the shell waits for something else."""
+
+    still: bool
+
+
+@dataclass(frozen=True, slots=True)
 class RecipeReplaced:
     """From now on another recipe is handed out: all items between stages begin again at the first.
 
@@ -204,6 +223,8 @@ Event = (
     | Recalled
     | Reopened
     | Rewound
+    | Rationed
+    | Awaited
     | RecipeReplaced
     | PolicyChanged
     | Ticked
@@ -262,6 +283,8 @@ class Wait:
     session: str
     seconds: float
     all_handed_out: bool = False
+    rationed: bool = False
+    """Its contributor may bring no more than its sessions hold."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ from typing import Final
 from caption_flow.orchestrator.core import events as ev
 from caption_flow.orchestrator.core.backlog import Backlog
 from caption_flow.orchestrator.core.book import Book, Effects
+from caption_flow.orchestrator.core.masks import lowest
 from caption_flow.orchestrator.core.records import Piece, Policy, Session
 from caption_flow.orchestrator.core.roster import Roster
 from caption_flow.orchestrator.core.tail import Tail, may_spare
@@ -58,7 +59,11 @@ class HandOut:
         serving = self._roster.serving
         for session in self._roster.hungry:
             while session.hungry:
-                piece = self._backlog.next_for(session, serving)
+                most = self._roster.allowance(session)
+                if most == 0:
+                    self._roster.set_hunger(session, 0)  # it asks again
+                    break
+                piece = self._backlog.next_for(session, serving, most)
                 if piece is None:
                     break
                 self._book.grant(session, piece, effects, now)
@@ -82,6 +87,10 @@ class HandOut:
 
     def _share(self, session: Session, tail: Tail, effects: Effects, now: float) -> None:
         """Nothing waits for it: let a session help the one with the most left to do."""
+        most = self._roster.allowance(session)
+        if most == 0:
+            self._roster.set_hunger(session, 0)
+            return
         busy = None if session in self._helped else tail.busiest(session)
         if busy is not None:
             self._asked[busy] = session
@@ -91,6 +100,7 @@ class HandOut:
         offer = None if session.left else tail.take(session)
         if offer is not None:
             lease = offer.lease
-            piece = Piece(lease.chunk, offer.mask, lease.attempts, lease.evidence, lease.stage)
+            mask = offer.mask if most is None else lowest(offer.mask, most)
+            piece = Piece(lease.chunk, mask, lease.attempts, lease.evidence, lease.stage)
             self._book.grant(session, piece, effects, now)
             self._roster.set_hunger(session, 0)

@@ -16,7 +16,9 @@ something is durable. The rules, which `Ledger.check` asserts as equalities:
 - A worker keeps what it has begun, until it is gone or slow (see `tail`).
 - What a lease was granted may be reported until its chunk is done, however long the lease is over
   and however often the orchestrator has restarted.
-- The run is finished when the source is listed to its end and every item is terminal.
+- The run is finished when the source is listed to its end and every item is terminal, and the
+  shell does not wait for anything else.
+- A contributor with a ration is granted no more items than may still count of its rows.
 
 Memory follows shards, holes and live leases, not items: an untouched chunk does not exist, a
 finished one is forgotten.
@@ -67,6 +69,7 @@ class Ledger:
         self._roster = Roster()
         self._hand_out = HandOut(policy, self._backlog, self._book, self._roster)
         self._paused = False
+        self._awaited = False
         self._announced = False
         self._terminal = 0
 
@@ -112,6 +115,11 @@ class Ledger:
     @property
     def finished(self) -> bool:
         """Whether every item of the run is terminal and no more can come."""
+        return self.all_terminal and not self._awaited
+
+    @property
+    def all_terminal(self) -> bool:
+        """Whether every item is terminal and no more can come, whatever else is waited for."""
         return self._listing.finished and self._terminal == self._listing.found
 
     @property
@@ -150,6 +158,15 @@ class Ledger:
             return None
         named = held.chunk.mask_of(tuple(items))
         return None if named is None or named & ~held.granted else held.chunk.shard
+
+    def reserve_lease(self) -> LeaseId:
+        """Return a number that no lease has or will have, for one that is none of the ledger's."""
+        return self._book.reserve()
+
+    def may_hold_more(self, session: str) -> bool:
+        """Tell whether a session is connected and holds nothing that must be alone."""
+        held = self._roster.get(session)
+        return held is not None and held.dropped_at is None and not held.holds_isolated
 
     def story(self, shard: str, item: int) -> list[str]:
         """Say what happened to the live chunks around an item, oldest first, for people."""
@@ -284,6 +301,10 @@ class Ledger:
                 self._rewind(None, None, effects)
             case ev.PolicyChanged():
                 self._adopt_policy(event)
+            case ev.Rationed(contributor, ration):
+                self._roster.ration(contributor, ration)
+            case ev.Awaited(still):
+                self._awaited = still
             case ev.Ticked():
                 self._expire(effects, now)
             case ev.Paused():
@@ -327,7 +348,7 @@ class Ledger:
     def _join(self, event: ev.SessionJoined, effects: Effects, now: float) -> None:
         every = frozenset(range(self.policy.stages))
         serves = every if event.serves is None else event.serves & every
-        session = self._roster.join(event.session, event.worker, serves, now)
+        session = self._roster.join(event.session, event.worker, serves, now, event.contributor)
         self._hand_out.answered(session)
         for lease in list(session.leases.values()):
             named = lease.chunk.mask_of(event.holds.get(lease.id, ())) or 0
@@ -375,9 +396,10 @@ class Ledger:
         session = self._roster.get(name)
         if self.finished:
             effects.append(ev.Finish(name))
-        elif session is not None and session.hungry and not _grants(effects, name):
+        elif session is not None and not _grants(effects, name):
             all_out = not self._paused and self._hand_out.is_all_out
-            effects.append(ev.Wait(name, self.policy.lease_seconds / 3, all_out))
+            rationed = self._roster.allowance(session) == 0
+            effects.append(ev.Wait(name, self.policy.lease_seconds / 3, all_out, rationed))
 
     def _tell_idle(self, effects: Effects) -> None:
         """Say to who is idle that there is nothing to be had: nobody had anything to spare."""
@@ -498,7 +520,10 @@ class Ledger:
         accepted = named & lease.granted & chunk.at(lease.stage)
         ticket = _NO_TICKET
         if accepted:
-            ticket = self._accept(lease, accepted, event.reached, effects, now)
+            whose = "" if session is None else session.contributor
+            ticket = self._accept(
+                lease, accepted, effects, now, reached=event.reached, contributor=whose
+            )
         places = places_of(event.items, accepted, chunk.first)
         effects.append(
             ev.Commit(
@@ -517,11 +542,20 @@ class Ledger:
         )
 
     def _accept(
-        self, lease: Lease, mask: int, reached: int | None, effects: Effects, now: float
+        self,
+        lease: Lease,
+        mask: int,
+        effects: Effects,
+        now: float,
+        *,
+        reached: int | None,
+        contributor: str,
     ) -> ev.Ticket:
         """Move reported items on their way to disk, out of every lease and piece."""
         chunk = lease.chunk
         lease.progress_at = now
+        if reached is None:
+            self._roster.spend(contributor, mask.bit_count())
         if lease.live:
             self._book.shrink(lease, mask, effects)
         # Late, taken or shared items: somebody else holds them, too, or they wait.
@@ -530,7 +564,10 @@ class Ledger:
                 self._book.take_from(other, mask, effects)
         if chunk.pieces:
             self._backlog.withdraw(chunk, mask)
-        return self._book.to_commit(chunk, mask, stage=lease.stage, reached=reached)
+        whose = contributor if reached is None else ""
+        return self._book.to_commit(
+            chunk, mask, stage=lease.stage, reached=reached, contributor=whose
+        )
 
     def _arrive(self, ticket: ev.Ticket, effects: Effects) -> None:
         terminal, onward = self._book.arrived(ticket, effects)
@@ -539,7 +576,9 @@ class Ledger:
             self._backlog.join(piece)
 
     def _reject(self, ticket: ev.Ticket, now: float) -> None:
-        for piece in self._book.refused(ticket):
+        contributor, pieces = self._book.refused(ticket)
+        for piece in pieces:
+            self._roster.spend(contributor, -piece.mask.bit_count())
             piece.chunk.tell(now, f"{piece.mask.bit_count()} reported items rejected")
             self._backlog.put(piece)
 

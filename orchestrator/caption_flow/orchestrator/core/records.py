@@ -213,6 +213,7 @@ class Session:
     dropped_at: float | None = None
     known: bool = True
     """Whether it has said anything since this orchestrator started."""
+    contributor: str = ""
     leases: dict[LeaseId, Lease] = field(default_factory=dict)
 
     def reach(self, stage: int) -> int:
@@ -250,3 +251,5 @@ class OnTheWay:
     reached: int | None = None
     again: int = 0
     """What of it begins at stage 0 again, unless it is terminal then."""
+    contributor: str = ""
+    """Whose ration it was taken from."""

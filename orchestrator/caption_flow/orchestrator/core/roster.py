@@ -19,6 +19,8 @@ class Roster:
         """How many connected sessions run each stage."""
         self.wanted: Counter[int] = Counter()
         """How many hungry sessions run each stage."""
+        self.rations: dict[str, int] = {}
+        """How many more rows may count, of those contributors for whom there is a limit."""
 
     def __len__(self) -> int:
         return len(self._sessions)
@@ -45,12 +47,35 @@ class Roster:
         """Return a session that is connected or expected back."""
         return self._sessions.get(session)
 
-    def join(self, name: str, worker: str, serves: frozenset[int], now: float) -> Session:
+    def ration(self, contributor: str, rows: int | None) -> None:
+        """Set how many more rows of a contributor may count; None is no limit."""
+        if rows is None:
+            self.rations.pop(contributor, None)
+        else:
+            self.rations[contributor] = rows
+
+    def allowance(self, session: Session) -> int | None:
+        """Return how many more items a session may be given; None is no limit."""
+        ration = self.rations.get(session.contributor)
+        if ration is None:
+            return None
+        held = (one.left for one in self if one.contributor == session.contributor)
+        return max(0, ration - sum(held))
+
+    def spend(self, contributor: str, rows: int) -> None:
+        """Take rows out of a contributor's ration, if there is one; put them back if negative."""
+        if contributor in self.rations:
+            self.rations[contributor] -= rows
+
+    def join(
+        self, name: str, worker: str, serves: frozenset[int], now: float, contributor: str = ""
+    ) -> Session:
         """Note that a session, which runs some stages, is connected, perhaps again."""
         session = self._sessions.get(name)
         if session is None:
             session = self._sessions[name] = Session(name, worker, now)
         session.worker = worker
+        session.contributor = contributor
         session.known = True
         self.set_hunger(session, 0)
         self.hear(name, now)

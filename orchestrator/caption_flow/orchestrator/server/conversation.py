@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import OrderedDict
-from collections.abc import AsyncGenerator, Collection, Mapping
+from collections.abc import AsyncGenerator, Callable, Collection, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from functools import partial
@@ -22,15 +22,17 @@ from caption_flow.orchestrator.core import events as ev
 from caption_flow.orchestrator.server.allowance import Allowance
 from caption_flow.orchestrator.server.auth import Identity
 from caption_flow.orchestrator.server.observers import Steering, serve_observer
+from caption_flow.orchestrator.server.pace import WORKER_MESSAGES_PER_SECOND, Pace
 from caption_flow.orchestrator.server.session import NORMAL, POLICY_VIOLATION, Outgoing, close
 from caption_flow.places.portions import Room
-from caption_flow.protocol.codec import ProtocolError, decode_from_worker
+from caption_flow.protocol.codec import ProtocolError, decode_from_worker, encode
 from caption_flow.protocol.messages import (
     Drain,
     Fetch,
     Heartbeat,
     Hello,
     Image,
+    Problem,
     Recalled,
     Release,
     Results,
@@ -58,7 +60,8 @@ class Link:
     outgoing: Outgoing
     session: str
     worker: str
-    contributor: str
+    identity: Identity
+    """Whose token it came with, as it was when the session began."""
     stages: tuple[str, ...] = ()
     """The stages that it runs; none stands for all."""
     version: str = ""
@@ -76,6 +79,13 @@ class Link:
     stats: Mapping[str, float] = field(default_factory=dict)
     refused: bool = False
     """It broke the protocol: an acknowledgement would vouch for what was refused, too."""
+    ended: bool = False
+    """Nothing that it says counts any more."""
+
+    @property
+    def contributor(self) -> str:
+        """Whose token it came with."""
+        return self.identity.name
 
 
 class Leader(Protocol):
@@ -84,6 +94,14 @@ class Leader(Protocol):
     @property
     def draining(self) -> bool:
         """Whether the run is being ended."""
+        ...
+
+    def refusal(self, link: Link) -> str | None:
+        """Return why a worker may not join, or None."""
+        ...
+
+    def lets_in(self, identity: Identity) -> bool:
+        """Tell whether a token still lets in whom it let in a moment ago."""
         ...
 
     def welcome(self, link: Link, held: Collection[int]) -> Welcome:
@@ -121,6 +139,7 @@ class Conversations:
         self.absent: OrderedDict[str, Link] = OrderedDict()
         """Workers that were lost and have not come back; the latest last."""
         self.observers: set[Outgoing] = set()
+        self._watching: dict[ServerConnection, Identity] = {}
 
     async def serve(self, connection: ServerConnection, identity: Identity) -> None:
         """Handle one connection from upgrade to close."""
@@ -128,7 +147,10 @@ class Conversations:
             if identity.role == "worker":
                 await self._serve_worker(connection, identity)
             else:
-                await serve_observer(connection, identity, self._steering, self.observers)
+                self._watching[connection] = identity
+                # From here on it is ended with its token; before, nobody knew of it.
+                if self._leader.lets_in(identity):
+                    await serve_observer(connection, identity, self._steering, self.observers)
         except ProtocolError as error:
             log.warning("a session broke the protocol", who=identity.name, reason=str(error))
             await close(connection, POLICY_VIOLATION, str(error))
@@ -136,6 +158,35 @@ class Conversations:
             await close(connection, POLICY_VIOLATION, "no hello in time")
         except ConnectionClosed:
             pass  # what is left of the session was cleaned up on the way out
+        finally:
+            self._watching.pop(connection, None)
+
+    def end(self, verdict: Callable[[Identity], str | None]) -> list[asyncio.Task[None]]:
+        """End the sessions for whose token there is a reason to; what they hold goes back at once.
+
+        Returns the closings, to be kept until they are done.
+        """
+        closings = [
+            asyncio.create_task(close(connection, POLICY_VIOLATION, why))
+            for connection, identity in list(self._watching.items())
+            if (why := verdict(identity)) is not None
+        ]
+        for link in list(self.absent.values()):
+            if verdict(link.identity) is not None:
+                # It cannot come back: what it holds need not wait for it.
+                del self.absent[link.session]
+                self._leader.apply(ev.SessionLeft(link.session))
+        for link in list(self.links.values()):
+            why = verdict(link.identity)
+            if why is None:
+                continue
+            log.info("a session is ended", worker=link.worker, why=why)
+            link.ended = link.refused = True
+            del self.links[link.session]
+            self._leader.apply(ev.SessionLeft(link.session))
+            closing = close(link.connection, POLICY_VIOLATION, why)
+            closings.append(asyncio.create_task(closing, name=f"close {link.worker}"))
+        return closings
 
     def drop(self, session: str, reason: str) -> asyncio.Task[None] | None:
         """Close a session that broke the protocol; return the closing, to be kept until done."""
@@ -160,17 +211,27 @@ class Conversations:
             outgoing,
             hello.session,
             hello.name,
-            identity.name,
+            identity,
             hello.stages,
             version=hello.version,
             engine=hello.engine,
             device=hello.device,
             address=_address(connection),
         )
+        why_not = self._leader.refusal(link)
+        if why_not is not None:
+            log.warning("a worker was refused", worker=link.worker, why=why_not)
+            await connection.send(encode(Problem(why_not)))
+            await close(connection, POLICY_VIOLATION, why_not)
+            return
+        pace = Pace(WORKER_MESSAGES_PER_SECOND)
         pump = asyncio.create_task(outgoing.pump(), name=f"to {hello.name}")
         try:
             await self._join(link, hello)
             async for frame in connection:
+                await pace.keep()
+                if link.ended:
+                    break
                 link.heard_at = time.monotonic()
                 await self._hear(link, decode_from_worker(frame))
         finally:
@@ -194,7 +255,8 @@ class Conversations:
         )
         link.outgoing.send(self._leader.welcome(link, hello.leases))
         serves = self._leader.serves(link)
-        self._leader.apply(ev.SessionJoined(link.session, link.worker, hello.leases, serves))
+        joined = ev.SessionJoined(link.session, link.worker, hello.leases, serves, link.contributor)
+        self._leader.apply(joined)
         if self._leader.draining:
             link.outgoing.send(Drain("the orchestrator is shutting down"))
         if earlier is not None:
@@ -219,6 +281,8 @@ class Conversations:
         match message:
             case Results():
                 await link.unacknowledged.acquire()
+                if link.ended:
+                    return  # while this waited for the disk
                 lease, reached = message.lease, message.reached
                 report = ev.Reported(session, lease, message.seq, message.items, reached)
                 self._leader.apply(report, link=link, payload=message.rows)

@@ -13,6 +13,7 @@ import structlog
 from websockets.asyncio.server import ServerConnection
 
 from caption_flow.orchestrator.server.auth import Identity
+from caption_flow.orchestrator.server.pace import OBSERVER_REQUESTS_PER_SECOND, Pace
 from caption_flow.orchestrator.server.session import Outgoing
 from caption_flow.protocol.codec import decode_from_observer
 from caption_flow.protocol.messages import (
@@ -92,8 +93,10 @@ async def serve_observer(
     outgoing = Outgoing(connection)
     present.add(outgoing)
     pump = asyncio.create_task(outgoing.pump(), name=f"to {identity.name}")
+    pace = Pace(OBSERVER_REQUESTS_PER_SECOND)
     try:
         async for frame in connection:
+            await pace.keep()
             outgoing.send(await _answer(decode_from_observer(frame), identity, steering))
             await outgoing.flush()
     finally:

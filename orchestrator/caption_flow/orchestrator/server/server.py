@@ -10,15 +10,20 @@ import asyncio
 import errno
 import http
 import ssl
+import time
 from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
 from typing import Final
+from weakref import WeakKeyDictionary
 
 import structlog
 from websockets.asyncio.server import Server, ServerConnection, serve
 from websockets.http11 import Request, Response
 from websockets.typing import Subprotocol
 
+from caption_flow.dialing.dial import discreet
 from caption_flow.orchestrator.server.auth import (
+    MOST_WAITING,
     Identity,
     Suspicion,
     TokenTable,
@@ -49,7 +54,9 @@ class Gate:
     def __init__(self, tokens: TokenTable) -> None:
         self._tokens = tokens
         self._suspicion = Suspicion()
-        self._admitted: dict[ServerConnection, Identity] = {}
+        self._waiting = 0
+        # Weakly: a connection may end before anybody asks whose it was.
+        self._admitted: WeakKeyDictionary[ServerConnection, Identity] = WeakKeyDictionary()
 
     async def __call__(self, connection: ServerConnection, request: Request) -> Response | None:
         """Answer plain HTTP and refusals; None lets the upgrade go on."""
@@ -59,13 +66,14 @@ class Gate:
         token = bearer_token(request.headers.get("Authorization"))
         identity = None if token is None else self._tokens.identify(token)
         if identity is None:
-            delay = self._suspicion.refuse(address)
-            log.warning("a connection without a known token was refused", address=address)
-            await asyncio.sleep(delay)
+            await self._hold_back(address)
             return connection.respond(
                 http.HTTPStatus.UNAUTHORIZED, "a known token is needed (Authorization: Bearer)\n"
             )
         self._suspicion.trust(address)
+        if identity.has_expired(time.time()):
+            log.warning("a token that has expired was refused", who=identity.name)
+            return connection.respond(http.HTTPStatus.FORBIDDEN, f"{expiry(identity)}\n")
         offered = ",".join(request.headers.get_all("Sec-WebSocket-Protocol")).split(",")
         why_not = refusal([name.strip() for name in offered])
         if why_not is not None:
@@ -73,9 +81,28 @@ class Gate:
         self._admitted[connection] = identity
         return None
 
+    async def _hold_back(self, address: str) -> None:
+        """Let a stranger wait, if not too many do: the right tokens would wait for room, too."""
+        delay = self._suspicion.refuse(address)
+        if self._suspicion.is_worth_a_line(address):
+            log.warning("a connection without a known token was refused", address=address)
+        if self._waiting >= MOST_WAITING:
+            return
+        self._waiting += 1
+        try:
+            await asyncio.sleep(delay)
+        finally:
+            self._waiting -= 1
+
     def identity(self, connection: ServerConnection) -> Identity:
         """Return, once, whose connection it is."""
         return self._admitted.pop(connection)
+
+
+def expiry(identity: Identity) -> str:
+    """Say when a token's time was over."""
+    moment = datetime.fromtimestamp(identity.limits.expires or 0.0, UTC)
+    return f"this token expired at {moment:%Y-%m-%d %H:%M:%S} UTC"
 
 
 async def listen(
@@ -112,6 +139,7 @@ async def listen(
             ping_timeout=PONG_SECONDS,
             close_timeout=CLOSE_SECONDS,
             server_header=None,
+            logger=discreet("server"),
         )
     except OSError as error:
         raise ServerError(_why(error, host, port)) from error
