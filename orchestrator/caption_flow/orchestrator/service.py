@@ -59,6 +59,7 @@ from caption_flow.places.base import NotHereError, PlaceError
 from caption_flow.places.reader import PlaceReader
 from caption_flow.protocol.codec import (
     MAX_FRAME_BYTES,
+    MAX_REPORT_BYTES,
     ProtocolError,
 )
 from caption_flow.protocol.messages import (
@@ -529,7 +530,7 @@ class Orchestrator:
                 lease_seconds=self.settings.lease_seconds,
                 heartbeat_seconds=max(0.5, min(10.0, self.settings.lease_seconds / 4)),
                 chunks_per_request=self.settings.chunks_per_request,
-                max_frame_bytes=MAX_FRAME_BYTES,
+                max_frame_bytes=MAX_REPORT_BYTES,
                 max_unacknowledged_batches=MOST_UNACKNOWLEDGED,
                 max_attempts=self.settings.max_attempts,
             ),

@@ -16,6 +16,8 @@ from caption_flow.protocol.places import Place
 
 LeaseId = NewType("LeaseId", int)
 WorkerName = Annotated[str, msgspec.Meta(max_length=200)]
+Remark = Annotated[str, msgspec.Meta(max_length=1000)]
+"""What a worker says of itself and the orchestrator keeps while it is connected."""
 SessionId = Annotated[str, msgspec.Meta(min_length=16, max_length=64)]
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]
 Index = Annotated[int, msgspec.Meta(ge=0, le=2**48)]
@@ -128,13 +130,13 @@ class Hello(Message, frozen=True, tag="hello"):
 
     name: WorkerName
     session: SessionId
-    version: str = ""
-    engine: str = ""
-    device: str = ""
+    version: Remark = ""
+    engine: Remark = ""
+    device: Remark = ""
     leases: HeldItems = {}
     """What the worker still has of each lease: items to do, in work, or done and not acknowledged.
     What it does not name is handed out again."""
-    stages: tuple[str, ...] = ()
+    stages: Annotated[tuple[Remark, ...], msgspec.Meta(max_length=1000)] = ()
     """The stages that the worker runs; none stands for all."""
 
 

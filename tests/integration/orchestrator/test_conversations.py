@@ -600,7 +600,7 @@ async def test_a_worker_that_lets_answers_pile_up_is_disconnected(
             while sent != (sent := link.connection.transport.get_write_buffer_size()) or not sent:
                 await others_are_images(other)
         with contextlib.suppress(ConnectionClosed):
-            for _ in range(5):
+            for _ in range(1000):  # far more than the sockets between them hold
                 await deaf.send(Fetch(0, tuple(range(400))))
         await until(lambda: deaf.session not in run.orchestrator._conversations.links)
         assert link.outgoing.overflowed

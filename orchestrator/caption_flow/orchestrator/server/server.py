@@ -10,8 +10,9 @@ import asyncio
 import errno
 import http
 import ssl
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Final
+from weakref import WeakKeyDictionary
 
 import structlog
 from websockets.asyncio.server import Server, ServerConnection, serve
@@ -24,8 +25,16 @@ from caption_flow.orchestrator.server.auth import (
     TokenTable,
     bearer_token,
 )
+from caption_flow.orchestrator.server.guard import (
+    Bounds,
+    Doorkeeper,
+    GuardedConnection,
+    Seldom,
+    guarded_by,
+    raise_descriptor_limit,
+)
 from caption_flow.orchestrator.server.session import PIECE_BYTES
-from caption_flow.protocol.codec import MAX_FRAME_BYTES
+from caption_flow.protocol.codec import MAX_REPORT_BYTES
 from caption_flow.protocol.version import SUBPROTOCOL, refusal
 
 log = structlog.get_logger()
@@ -33,6 +42,10 @@ log = structlog.get_logger()
 PING_SECONDS: Final = 20.0
 PONG_SECONDS: Final = 60.0
 CLOSE_SECONDS: Final = 2.0
+OPEN_SECONDS: Final = 10.0
+"""For TLS, and then for the upgrade request, its answer included."""
+MOST_QUEUED_FRAMES: Final = 8
+"""Of one connection, before nothing more is read from it."""
 
 Handler = Callable[[ServerConnection, Identity], Awaitable[None]]
 
@@ -44,10 +57,13 @@ class ServerError(Exception):
 class Gate:
     """Decides on each upgrade request. Connections that pass carry their `Identity`."""
 
-    def __init__(self, tokens: TokenTable) -> None:
+    def __init__(self, tokens: TokenTable, doorkeeper: Doorkeeper) -> None:
         self._tokens = tokens
+        self._doorkeeper = doorkeeper
         self._suspicion = Suspicion()
-        self._admitted: dict[ServerConnection, Identity] = {}
+        self._refusals = Seldom()
+        # Weakly: a peer may be gone again before anybody asks whose connection it was.
+        self._admitted: MutableMapping[ServerConnection, Identity] = WeakKeyDictionary()
 
     async def __call__(self, connection: ServerConnection, request: Request) -> Response | None:
         """Answer plain HTTP and refusals; None lets the upgrade go on."""
@@ -58,7 +74,13 @@ class Gate:
         identity = None if token is None else self._tokens.identify(token)
         if identity is None:
             delay = self._suspicion.refuse(address)
-            log.warning("a connection without a known token was refused", address=address)
+            refused = self._refusals.due(connection.loop.time())
+            if refused:
+                log.warning(
+                    "a connection without a known token was refused",
+                    address=address,
+                    **({"refused": refused} if refused > 1 else {}),
+                )
             await asyncio.sleep(delay)
             return connection.respond(
                 http.HTTPStatus.UNAUTHORIZED, "a known token is needed (Authorization: Bearer)\n"
@@ -68,6 +90,11 @@ class Gate:
         why_not = refusal([name.strip() for name in offered])
         if why_not is not None:
             return connection.respond(http.HTTPStatus.UPGRADE_REQUIRED, f"{why_not}\n")
+        assert isinstance(connection, GuardedConnection)
+        if not self._doorkeeper.admit(connection):
+            return connection.respond(
+                http.HTTPStatus.SERVICE_UNAVAILABLE, "too many are connected; try again later\n"
+            )
         self._admitted[connection] = identity
         return None
 
@@ -83,13 +110,15 @@ async def listen(
     host: str,
     port: int,
     tls: ssl.SSLContext | None,
+    bounds: Bounds = Bounds(),
 ) -> Server:
     """Start listening; ``port`` 0 takes any free one.
 
     Raises:
         ServerError: the port is in use or the address is not this machine's.
     """
-    gate = Gate(tokens)
+    doorkeeper = Doorkeeper(bounds.within(raise_descriptor_limit()))
+    gate = Gate(tokens, doorkeeper)
 
     async def handle(connection: ServerConnection) -> None:
         await handler(connection, gate.identity(connection))
@@ -102,7 +131,10 @@ async def listen(
             process_request=gate,
             subprotocols=[Subprotocol(SUBPROTOCOL)],
             ssl=tls,
-            max_size=MAX_FRAME_BYTES,
+            create_connection=guarded_by(doorkeeper),
+            open_timeout=OPEN_SECONDS,
+            max_size=MAX_REPORT_BYTES,
+            max_queue=MOST_QUEUED_FRAMES,
             compression=None,
             write_limit=2 * PIECE_BYTES,
             ping_interval=PING_SECONDS,
