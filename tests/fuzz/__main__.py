@@ -56,7 +56,10 @@ def fuzz(target: str, seconds: int, findings: Path) -> bool:
     executions = re.findall(r"number_of_executed_units: (\d+)", done.stderr)
     told = f"{int(executions[-1]):,} executions" if executions else "no count"
     verdict = "nothing found" if done.returncode == 0 else f"FOUND (exit {done.returncode})"
-    print(f"{target:18} {time.monotonic() - began:5.0f} s  {told}, corpus {kept}: {verdict}", flush=True)
+    print(
+        f"{target:18} {time.monotonic() - began:5.0f} s  {told}, corpus {kept}: {verdict}",
+        flush=True,
+    )
     if done.returncode:
         print(done.stderr[-6000:], flush=True)
     return done.returncode != 0

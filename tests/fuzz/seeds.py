@@ -58,7 +58,7 @@ _FROM_ORCHESTRATOR: Final[tuple[m.Message, ...]] = (
                 m.LeaseId(1),
                 "shard",
                 "shard:0",
-                (m.ItemDescription(0, FilePlace("/a/b.png", 3, 4), {"title": "x"}),),
+                (m.ItemDescription(0, FilePlace(b"/a/b.png", 3, 4), {"title": "x"}),),
             ),
         )
     ),

@@ -626,17 +626,21 @@ class Orchestrator:
                 leg=leg,
             )
         future = self._store.write(write)
-        future.add_done_callback(partial(self._committed, effect, write, link))
+        if link is not None:
+            self._conversations.begun(len(payload))
+        # The payload's size now: what of it is not accepted is cut away on the way to disk.
+        future.add_done_callback(partial(self._committed, effect, write, link, len(payload)))
 
     def _committed(
         self,
         effect: ev.Commit,
         write: CommitRows | CommitPartials,
         link: Link | None,
+        size: int,
         done: asyncio.Future[None],
     ) -> None:
         if link is not None:
-            link.unacknowledged.release()
+            self._conversations.settled(link, size)
         error = None if done.cancelled() else done.exception()
         if isinstance(error, ProtocolError):
             if link is not None:

@@ -154,7 +154,9 @@ def decode_rows(
         expected = wire_schema(names)
         if stored and schema == credited_schema(names):
             expected = schema
-        if not any(schema.equals(one, check_metadata=True) for one in (expected, _earlier(expected))):
+        if not any(
+            schema.equals(one, check_metadata=True) for one in (expected, _earlier(expected))
+        ):
             raise ProtocolError(f"result rows have another schema: {schema.names[:_MOST_NAMED]}")
         rows = pa.ipc.read_record_batch(batch, schema)
         rows.validate(full=True)

@@ -17,6 +17,12 @@ from websockets.exceptions import ConnectionClosed
 from caption_flow.orchestrator.core import events as ev
 from caption_flow.orchestrator.server.auth import Identity
 from caption_flow.orchestrator.server.observers import Steering, serve_observer
+from caption_flow.orchestrator.server.room import (
+    IMAGE_BYTES,
+    IMAGES_BYTES,
+    REPORTS_BYTES,
+    Room,
+)
 from caption_flow.orchestrator.server.session import NORMAL, POLICY_VIOLATION, Outgoing, close
 from caption_flow.protocol.codec import ProtocolError, decode_from_worker
 from caption_flow.protocol.messages import (
@@ -98,6 +104,8 @@ class Conversations:
     def __init__(self, leader: Leader, steering: Steering) -> None:
         self._leader = leader
         self._steering = steering
+        self._images = Room(IMAGES_BYTES)
+        self._reports = Room(REPORTS_BYTES)
         self.links: dict[str, Link] = {}
 
     async def serve(self, connection: ServerConnection, identity: Identity) -> None:
@@ -124,6 +132,15 @@ class Conversations:
         link.refused = True
         closing = close(link.connection, POLICY_VIOLATION, reason)
         return asyncio.create_task(closing, name=f"close {link.worker}")
+
+    def begun(self, size: int) -> None:
+        """Take note that a report of so many bytes is on its way to disk."""
+        self._reports.take(size)
+
+    def settled(self, link: Link, size: int) -> None:
+        """Take note that a report of so many bytes is on disk, or never will be."""
+        link.unacknowledged.release()
+        self._reports.give_back(size)
 
     # ------------------------------------------------------------------ workers
 
@@ -181,9 +198,7 @@ class Conversations:
         match message:
             case Results():
                 await link.unacknowledged.acquire()
-                lease, reached = message.lease, message.reached
-                report = ev.Reported(session, lease, message.seq, message.items, reached)
-                self._leader.apply(report, link=link, payload=message.rows)
+                await self._take_report(link, message)
             case Want(chunks, width, idle):
                 self._leader.apply(ev.Wanted(session, max(1, chunks), width, idle))
             case Recalled(leases):
@@ -200,6 +215,17 @@ class Conversations:
             case _:
                 raise ProtocolError("hello is said once")
 
+    async def _take_report(self, link: Link, message: Results) -> None:
+        size = len(message.rows)
+        await self._reports.wait(size)
+        try:
+            lease, reached = message.lease, message.reached
+            report = ev.Reported(link.session, lease, message.seq, message.items, reached)
+            self._leader.apply(report, link=link, payload=message.rows)
+        finally:
+            # Whatever goes to disk has taken its own room.
+            self._reports.give_back(size)
+
     def _fetch(self, link: Link, lease: int, items: tuple[int, ...]) -> None:
         if len(link.fetches) + len(items) > _MOST_FETCHES:
             raise ProtocolError(f"more than {_MOST_FETCHES} images asked for at once")
@@ -215,4 +241,12 @@ class Conversations:
     async def _send_image(self, link: Link, lease: int, shard: str, item: int) -> None:
         async with link.reads:
             # One image at a time per slot: what is read waits in the socket, not in memory.
-            await link.outgoing.send_image(await self._leader.read_image(lease, shard, item))
+            held = IMAGE_BYTES
+            await self._images.wait(held)
+            try:
+                image = await self._leader.read_image(lease, shard, item)
+                self._images.give_back(held - len(image.payload))
+                held = len(image.payload)
+                await link.outgoing.send_image(image)
+            finally:
+                self._images.give_back(held)

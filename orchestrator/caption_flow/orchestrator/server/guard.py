@@ -281,7 +281,7 @@ class GuardedConnection(ServerConnection):
             return
         self._parse()
         if not self.recv_messages.paused and not self._lost and not self.transport.is_closing():
-            cast("asyncio.Transport", self.transport).resume_reading()
+            self.transport.resume_reading()
 
     def _count_control(self) -> None:
         now = self.loop.time()
