@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from caption_flow.protocol.identity import content_hash
+from tests.chaos.deadly_pictures import MAGIC, teach
 from tests.support.fleet import (
     TOKEN,
     Fleet,
@@ -126,6 +127,30 @@ async def keep_manned(fleet: Fleet, deadly: str) -> int:
             assert deaths < 20, worker.tail()
 
     return sum(await asyncio.gather(man(1), man(2)))
+
+
+async def test_a_picture_whose_decoding_kills_the_worker_is_quarantined(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written = write_images(tmp_path / "images", COUNT)
+    expected = expected_captions(written)
+    deadly = tmp_path / "images" / POISONED
+    deadly.write_bytes(MAGIC + bytes(100))
+    monkeypatch.setenv("PYTHONPATH", teach(tmp_path / "plugin"))
+    async with Fleet(tmp_path, chunk_size=16, lease_seconds=1) as fleet:
+        leader = await fleet.orchestrator()
+        deaths = 0
+        while (code := await (await fleet.worker(f"worker {deaths}")).exit_code()) != 0:
+            assert code == -signal.SIGSEGV
+            deaths += 1
+            assert deaths <= 4 + 3, "the halvings that isolate one of 16, and its own attempts"
+        await finish(leader)
+        failed, others = split(stored_rows(fleet.data_dir))
+        assert set(failed) == {POISONED}, [row["error"] for row in failed.values()]
+        assert failed[POISONED]["error_kind"] == "quarantined"
+        check_captions(others, without(expected, POISONED))
+        assert deaths >= 3
+        await fleet.verify()
 
 
 async def test_retrying_failures_of_a_kind_nobody_had_is_a_mistake_of_the_caller(

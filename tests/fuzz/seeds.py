@@ -17,6 +17,7 @@ from caption_flow.protocol import messages as m
 from caption_flow.protocol.codec import encode
 from caption_flow.protocol.places import FilePlace
 from caption_flow.protocol.rows import CAPTIONED, FAILED, Row, StageStats, encode_rows
+from tests.support.bombs import small_ones
 
 CORPUS: Final = Path(__file__).parent / "corpus"
 
@@ -100,7 +101,7 @@ def seeds(target: str) -> list[bytes]:
         # Written by Pillow each time: its formats and their options are what counts.
         from tests.property.test_images import SEEDS  # noqa: PLC0415  -- takes a second
 
-        return [*SEEDS, *_kept(target)]
+        return [*SEEDS, *small_ones(), *_kept(target)]
     return _kept(target)
 
 

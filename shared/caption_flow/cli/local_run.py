@@ -94,6 +94,7 @@ class LocalRun:
             plan.gpus.workers,
             plan.data_dir / "logs",
             self._tell,
+            is_at_work=lambda: leader.progress.leased > 0,
         )
         leading = asyncio.create_task(leader.run(), name="orchestrator")
         with self._signals(leader):
