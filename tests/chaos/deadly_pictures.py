@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 MAGIC = b"DEADLY"
-_PLUGIN = f'''
+_PLUGIN = f"""
 import os, resource, signal
 from PIL import Image
 
@@ -21,7 +21,7 @@ def open_deadly(fp, filename):
     os.kill(os.getpid(), signal.SIGSEGV)
 
 Image.register_open("DEADLY", open_deadly, accept)
-'''
+"""
 
 
 def teach(folder: Path) -> str:

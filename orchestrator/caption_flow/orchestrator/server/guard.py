@@ -26,6 +26,11 @@ log = structlog.get_logger()
 
 _SLICE_BYTES: Final = 4096
 """What is parsed at a time: some hundred of the smallest frames, a few milliseconds."""
+_LARGEST_SLICE_BYTES: Final = 2**18
+"""Inside a large frame, where there is nothing to parse."""
+_LARGE_BYTES: Final = 2**20
+"""Of a message that is not complete; few ever are so large."""
+_LARGE_SECONDS: Final = 60.0
 _CONTROL: Final = frozenset({Opcode.PING, Opcode.PONG})
 _CONTROL_SECONDS: Final = 10.0
 _FRAME_BYTES: Final = 256
@@ -47,6 +52,8 @@ class Bounds:
     """Of an upgrade request, all its headers together."""
     held_bytes: int = 256 * 2**20
     """Received and not taken yet, of all connections together."""
+    large: int = 8
+    """Connections in the middle of a large message; others wait where theirs becomes one."""
     fragments: int = 1024
     """Frames of one message."""
     control_frames: int = 100
@@ -99,6 +106,8 @@ class Doorkeeper:
         self._members: set[GuardedConnection] = set()
         self._held: dict[GuardedConnection, int] = {}
         self._total = 0
+        self._large: set[GuardedConnection] = set()
+        self._held_back: OrderedDict[GuardedConnection, None] = OrderedDict()
         self._crowd = Seldom()
 
     @property
@@ -136,6 +145,26 @@ class Doorkeeper:
         self._forget_stranger(connection)
         self._members.discard(connection)
         self._total -= self._held.pop(connection, 0)
+        self._held_back.pop(connection, None)
+        self.ends_large(connection)
+
+    def begins_large(self, connection: GuardedConnection) -> bool:
+        """Tell whether a connection may go on with a large message; if not, it is called later."""
+        if len(self._large) < self.bounds.large:
+            self._large.add(connection)
+            return True
+        self._held_back[connection] = None
+        return False
+
+    def ends_large(self, connection: GuardedConnection) -> None:
+        """Let the next one go on with its large message."""
+        if connection not in self._large:
+            return
+        self._large.discard(connection)
+        if self._held_back:
+            following, _ = self._held_back.popitem(last=False)
+            self._large.add(following)
+            following.go_on_with_large()
 
     def holds(self, connection: GuardedConnection, held: int) -> None:
         """Take note of what a connection holds now, and part with the greediest if need be."""
@@ -187,7 +216,12 @@ class GuardedConnection(ServerConnection):
         self._waiting = 0
         self._taken = 0
         """What the message holds that is being worked on: until the next one is asked for."""
+        self._frames = 0
+        """Parsed since this was last looked at."""
         self._greeted = False
+        self._large: asyncio.TimerHandle | None = None
+        """When to give up on the large message that is being received."""
+        self._held_back = False
         self._control = 0
         self._control_since = 0.0
         self._lost = False
@@ -211,6 +245,8 @@ class GuardedConnection(ServerConnection):
         """Give back everything."""
         self._lost = True
         self._unparsed.clear()
+        if self._large is not None:
+            self._large.cancel()
         self._doorkeeper.left(self)
         super().connection_lost(exc)
 
@@ -239,6 +275,7 @@ class GuardedConnection(ServerConnection):
     def process_event(self, event: Event) -> None:
         """Count what a frame costs before it is queued."""
         if isinstance(event, Frame):
+            self._frames += 1
             if event.opcode in _CONTROL:
                 self._count_control()
             elif event.opcode is not Opcode.CLOSE:
@@ -258,10 +295,14 @@ class GuardedConnection(ServerConnection):
         return message
 
     def _parse(self) -> None:
-        while self._unparsed and not self.recv_messages.paused and not self._lost:
-            piece = bytes(self._unparsed[:_SLICE_BYTES])
-            del self._unparsed[:_SLICE_BYTES]
+        size = _SLICE_BYTES
+        while self._unparsed and self._may_read():
+            piece = bytes(self._unparsed[:size])
+            del self._unparsed[:size]
+            self._frames = 0
             super().data_received(piece)
+            self._watch_large()
+            size = _SLICE_BYTES if self._frames else min(2 * size, _LARGEST_SLICE_BYTES)
         if self._lost:
             return
         self._note()
@@ -280,8 +321,38 @@ class GuardedConnection(ServerConnection):
         if self._lost:
             return
         self._parse()
-        if not self.recv_messages.paused and not self._lost and not self.transport.is_closing():
+        if self._may_read() and not self.transport.is_closing():
             self.transport.resume_reading()
+
+    def _may_read(self) -> bool:
+        return not (self.recv_messages.paused or self._held_back or self._lost)
+
+    def _watch_large(self) -> None:
+        """Wait for leave where a message becomes large, and give it back where it is complete."""
+        if len(self.protocol.reader.buffer) + self._message > _LARGE_BYTES:
+            if self._large is None and not self._held_back:
+                if self._doorkeeper.begins_large(self):
+                    self._begin_large()
+                else:
+                    self._held_back = True
+                    self.transport.pause_reading()
+        elif self._large is not None:
+            self._large.cancel()
+            self._large = None
+            self._doorkeeper.ends_large(self)
+
+    def go_on_with_large(self) -> None:
+        """Receive the rest of a large message: it is this connection's turn."""
+        self._held_back = False
+        self._begin_large()
+        self._resume()
+
+    def _begin_large(self) -> None:
+        self._large = self.loop.call_later(_LARGE_SECONDS, self._give_up_large)
+
+    def _give_up_large(self) -> None:
+        log.warning("a connection was closed: a large message took it too long")
+        self.abort()
 
     def _count_control(self) -> None:
         now = self.loop.time()

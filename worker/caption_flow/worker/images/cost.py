@@ -33,12 +33,15 @@ A progressive photograph has about ten scans; a file of a few kilobytes can have
 """
 _MOST_PIXELS_IN_PYTHON: Final = 10_000_000
 """Of pictures that Pillow decodes in Python, about 1.3 s for a million pixels."""
+MOST_PIXELS_OF_ICONS: Final = 4_194_304
+"""Of a picture inside an icon: Pillow decodes it before it says how large it is."""
 _START_OF_SCAN: Final = b"\xff\xda"
 _TILE_SIDES: Final = (322, 323)
+_ICON: Final = b"\0\0\1\0"
 _PNG: Final = b"\x89PNG\r\n\x1a\n"
 
 
-def largest_size(file: Image.Image, data: bytes) -> tuple[int, int]:
+def largest_size(file: Image.Image) -> tuple[int, int]:
     """Return the size of the largest picture that is decoded for this one, in pixels."""
     sizes = [file.size]
     if file.format == "TIFF":
@@ -46,14 +49,18 @@ def largest_size(file: Image.Image, data: bytes) -> tuple[int, int]:
         sides = [tags.get(side, 0) for side in _TILE_SIDES]
         if all(isinstance(side, int) for side in sides):
             sizes.append((sides[0], sides[1]))
-    elif file.format in {"ICO", "CUR"}:
-        sizes += _icons(data)
-    return max(sizes, key=lambda size: size[0] * size[1])
+    return max(sizes, key=_pixels)
 
 
-def bytes_to_decode(file: Image.Image, data: bytes) -> int:
+def largest_icon(data: bytes) -> tuple[int, int] | None:
+    """Return the size of the largest picture in an icon, whose header may say less; else None."""
+    sizes = _icons(data) if data[:4] == _ICON else ()
+    return max(sizes, key=_pixels, default=None)
+
+
+def bytes_to_decode(file: Image.Image) -> int:
     """Return how much memory decoding and converting may take at most, the file not counted."""
-    width, height = largest_size(file, data)
+    width, height = largest_size(file)
     return width * height * _bytes_a_pixel(file)
 
 
@@ -78,9 +85,8 @@ def _bytes_a_pixel(file: Image.Image) -> int:
         return known
     if file.format in {"JPEG", "MPO"}:
         return _PROGRESSIVE_BYTES if "progressive" in file.info else _PLAIN_BYTES
-    # An icon's mode is told by its header, and its picture may have another.
-    is_plain = file.mode in _PLAIN_MODES and file.format not in {"ICO", "CUR"}
-    return _PLAIN_BYTES if is_plain and not file.has_transparency_data else _OTHER_BYTES
+    is_plain = file.mode in _PLAIN_MODES and not file.has_transparency_data
+    return _PLAIN_BYTES if is_plain else _OTHER_BYTES
 
 
 def _is_decoded_in_python(file: Image.Image) -> bool:
@@ -95,10 +101,16 @@ def _icons(data: bytes) -> Iterator[tuple[int, int]]:
         for number in range(count):
             (offset,) = struct.unpack_from("<I", data, 6 + 16 * number + 12)
             if data[offset : offset + 8] == _PNG:
-                yield struct.unpack_from(">II", data, offset + 16)
+                width, height = struct.unpack_from(">II", data, offset + 16)
+                yield max(1, width), max(1, height)
             else:
                 width, height = struct.unpack_from("<ii", data, offset + 4)
-                yield abs(width), abs(height)
+                # Twice as high: the mask stands below the picture.
+                yield max(1, abs(width)), max(1, abs(height))
+
+
+def _pixels(size: tuple[int, int]) -> int:
+    return size[0] * size[1]
 
 
 class DecodingMemory:

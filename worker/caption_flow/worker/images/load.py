@@ -20,8 +20,10 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from caption_flow.protocol.identity import content_hash
 from caption_flow.worker.engines.base import PreparedImage
 from caption_flow.worker.images.cost import (
+    MOST_PIXELS_OF_ICONS,
     DecodingMemory,
     bytes_to_decode,
+    largest_icon,
     largest_size,
     takes_too_long,
 )
@@ -50,7 +52,7 @@ five times the processor time beside the engine, where one thread does it for al
 
 _NEVER_OPENED: Final = frozenset(
     {
-        "ICNS",  # holds pictures of other formats and sizes than its header tells
+        "BLP", "ICNS", "IPTC",  # hold pictures of other formats and sizes than their headers tell
         "EPS",  # Pillow runs Ghostscript on it: a program's source from strangers is not a picture
         "BUFR", "GRIB", "HDF5", "MPEG", "WMF",  # recognised by Pillow, but it cannot decode them
     }
@@ -153,10 +155,10 @@ def _add_heif() -> None:
 
 
 def _load(data: bytes, max_pixels_in: int, max_pixels_out: int | None) -> LoadedImage:
+    _check_size(largest_icon(data), MOST_PIXELS_OF_ICONS)
     with Image.open(io.BytesIO(data), formats=_formats()) as file:
         # A JPEG from a phone may be called MPO: a JPEG with more pictures behind the first.
         kind = "JPEG" if file.format == "MPO" else file.format or "unknown"
-        _check_size(file.size, max_pixels_in)
         with MEMORY.taken(_affordable(file, data, max_pixels_in)):
             pixels, size = _upright(file, max_pixels_in, max_pixels_out)
     prepared = PreparedImage(pixels=pixels, content_hash=content_hash(data))
@@ -164,12 +166,12 @@ def _load(data: bytes, max_pixels_in: int, max_pixels_out: int | None) -> Loaded
 
 
 def _affordable(file: Image.Image, data: bytes, max_pixels_in: int) -> int:
-    """Return the bytes that decoding may take; raises `ImageError` if they or the time are too many."""
-    _check_size(largest_size(file, data), max_pixels_in)
+    """Return the bytes that decoding may take; raises `ImageError` if that, or its time, is much."""
+    _check_size(largest_size(file), max_pixels_in)
     reason = takes_too_long(file, data)
     if reason is not None:
         raise ImageError(TOO_LARGE, reason)
-    size = bytes_to_decode(file, data)
+    size = bytes_to_decode(file)
     if size > MEMORY.most:
         raise ImageError(
             TOO_LARGE,
@@ -200,7 +202,9 @@ def _upright(
 _SWAPS_SIDES: Final = frozenset(_TURNS[orientation] for orientation in (5, 6, 7, 8))
 
 
-def _check_size(size: tuple[int, int], max_pixels_in: int) -> None:
+def _check_size(size: tuple[int, int] | None, max_pixels_in: int) -> None:
+    if size is None:
+        return
     width, height = size
     if width < 1 or height < 1:
         raise ImageError(CORRUPT, f"the picture claims to have {width} x {height} pixels")
