@@ -292,7 +292,9 @@ async def main(asked: argparse.Namespace) -> None:
             honest = Honest(fleet.port, flat_out=asked.flat_out)
             workers = [asyncio.create_task(honest.work(number)) for number in range(WORKERS)]
             pace = "no time for an item" if asked.flat_out else f"{ITEMS_A_SECOND:.0f} items/s each"
-            print(f"{WORKERS} honest workers, {pace}; {asked.rounds} x {asked.seconds} s", flush=True)
+            print(
+                f"{WORKERS} honest workers, {pace}; {asked.rounds} x {asked.seconds} s", flush=True
+            )
             for name in names:
                 print(await measure(name, honest, fleet.port, leader.pid, asked), flush=True)
             if any(worker.done() for worker in workers):

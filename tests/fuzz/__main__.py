@@ -72,14 +72,15 @@ def _environment() -> dict[str, str]:
 
 def inside(target: str, arguments: list[str]) -> None:
     """Be the process that fuzzes; never returns."""
-    import atheris  # noqa: PLC0415  -- only where it is asked for
+    # Installed by `make fuzz` only: there are wheels for Linux on x86-64 alone.
+    import atheris  # type: ignore[import-untyped, import-not-found, unused-ignore]  # noqa: PLC0415
 
     packages = ["caption_flow", "PIL", "websockets.http11", "websockets.headers"]
     del sys.modules["tests.fuzz.targets"], sys.modules["tests.fuzz.seeds"]
     for name in [name for name in sys.modules if name.startswith(tuple(packages))]:
         del sys.modules[name]
     with atheris.instrument_imports(include=packages):
-        from tests.fuzz.targets import TARGETS as INSTRUMENTED  # noqa: PLC0415, N811
+        from tests.fuzz.targets import TARGETS as INSTRUMENTED  # noqa: PLC0415
 
     atheris.Setup([sys.argv[0], *arguments], INSTRUMENTED[target])
     atheris.Fuzz()
@@ -95,15 +96,17 @@ def main() -> int:
     parser.add_argument("targets", nargs="*", choices=[*TARGETS, []], metavar="TARGET")
     parser.add_argument("--seconds", type=int, default=600, help="for all targets together")
     parser.add_argument("--one", type=Path, help="run a target on this file only")
-    parser.add_argument("--findings", type=Path, default=Path("/tmp"), help="where to put them")
+    parser.add_argument("--findings", type=Path, default=ROOT / "scratch", help="where to put them")
     asked = parser.parse_args()
     targets = asked.targets or list(TARGETS)
+    asked.findings.mkdir(parents=True, exist_ok=True)
     if asked.one is not None:
         for target in targets:
             TARGETS[target](asked.one.read_bytes())
         return 0
     share = max(1, asked.seconds // len(targets))
-    return int(any([fuzz(target, share, asked.findings) for target in targets]))
+    found = [target for target in targets if fuzz(target, share, asked.findings)]
+    return int(bool(found))
 
 
 if __name__ == "__main__":

@@ -152,5 +152,8 @@ def wild_messages() -> Sequence[tuple[str, bytes]]:
         ("deep lists", b"\x82\xa4type\xa9heartbeat\xa1x" + b"\x91" * 500_000 + b"\xc0"),
         ("deep maps", b"\x82\xa4type\xa9heartbeat\xa1x" + b"\x81\xa1a" * 300_000 + b"\xc0"),
         ("large heartbeat", pack({"type": "heartbeat", "x": b"x" * (2**20 + 1)})),
-        ("many leases", pack({"type": "recalled", "leases": dict.fromkeys(range(20_000), [])})),
+        (
+            "many leases",
+            pack({"type": "recalled", "leases": {number: [] for number in range(20_000)}}),
+        ),
     )

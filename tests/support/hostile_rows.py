@@ -74,7 +74,7 @@ def _retyped(batch: pa.RecordBatch, name: str, kind: pa.DataType) -> pa.RecordBa
 
 
 def _claiming(compressed: bytes, size: int) -> bytes:
-    """Let every compressed buffer (its true size, 8 bytes, then a zstd frame) claim another size."""
+    """Let each compressed buffer (its true size, 8 bytes, then a zstd frame) claim another size."""
     magic = b"\x28\xb5\x2f\xfd"
     changed = bytearray(compressed)
     at = changed.find(magic)

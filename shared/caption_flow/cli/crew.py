@@ -21,7 +21,7 @@ PARENT_VARIABLE: Final = "CAPTIONFLOW_PARENT"
 _MOST_RESTARTS: Final = 3
 """Restarts in a row; one that worked for `_STEADY_SECONDS` begins a new row."""
 _MOST_RESTARTS_AT_WORK: Final = 16
-"""Of one that died with leases: an item may be to blame, and 13 deaths find the one in a thousand."""
+"""Of one that died with leases: an item may be to blame; 13 deaths find the one in a thousand."""
 _STEADY_SECONDS: Final = 600.0
 _TAIL_BYTES: Final = 65_536
 _LAST_WORD: Final = re.compile(r"(?:^|\] )Error: (.+?)\s*$")

@@ -201,7 +201,7 @@ def _check_offsets(values: pa.Array) -> None:
             _check_offsets(values.field(number))
         return
     if pa.types.is_list(kind):
-        _check_offsets(values.values)  # noqa: PD011  -- Arrow's child, not a frame's array
+        _check_offsets(values.values)
     elif not pa.types.is_string(kind):
         return
     offsets = values.buffers()[1]

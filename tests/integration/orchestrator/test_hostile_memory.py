@@ -12,8 +12,16 @@ import pytest
 
 from caption_flow.protocol.codec import encode
 from caption_flow.protocol.messages import Fetch
-from tests.support.fleet import TOKEN, Fleet, Process, check_captions, expected_captions
-from tests.support.fleet import stored_rows, until, write_images
+from tests.support.fleet import (
+    TOKEN,
+    Fleet,
+    Process,
+    check_captions,
+    expected_captions,
+    stored_rows,
+    until,
+    write_images,
+)
 from tests.support.hostile import BINARY, CONT, dialled, frame, let_in
 
 MOST_BYTES = 2**29
@@ -86,5 +94,3 @@ async def test_as_many_descriptors_are_used_as_there_may_be(tmp_path: Path) -> N
         leader = await fleet.orchestrator()
         soft, hard = resource.prlimit(leader.pid, resource.RLIMIT_NOFILE)
         assert soft == hard
-
-

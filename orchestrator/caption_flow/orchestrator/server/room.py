@@ -1,4 +1,4 @@
-"""Room for so many bytes that all connections share: who finds none waits, first come first served."""
+"""Room for so many bytes that all connections share: who finds none waits for a turn."""
 
 from __future__ import annotations
 

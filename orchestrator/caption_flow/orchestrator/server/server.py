@@ -47,6 +47,8 @@ OPEN_SECONDS: Final = 10.0
 MOST_QUEUED_FRAMES: Final = 8
 """Of one connection, before nothing more is read from it."""
 
+_BOUNDS: Final = Bounds()
+
 Handler = Callable[[ServerConnection, Identity], Awaitable[None]]
 
 
@@ -90,8 +92,7 @@ class Gate:
         why_not = refusal([name.strip() for name in offered])
         if why_not is not None:
             return connection.respond(http.HTTPStatus.UPGRADE_REQUIRED, f"{why_not}\n")
-        assert isinstance(connection, GuardedConnection)
-        if not self._doorkeeper.admit(connection):
+        if isinstance(connection, GuardedConnection) and not self._doorkeeper.admit(connection):
             return connection.respond(
                 http.HTTPStatus.SERVICE_UNAVAILABLE, "too many are connected; try again later\n"
             )
@@ -110,7 +111,7 @@ async def listen(
     host: str,
     port: int,
     tls: ssl.SSLContext | None,
-    bounds: Bounds = Bounds(),
+    bounds: Bounds = _BOUNDS,
 ) -> Server:
     """Start listening; ``port`` 0 takes any free one.
 

@@ -166,7 +166,7 @@ def _load(data: bytes, max_pixels_in: int, max_pixels_out: int | None) -> Loaded
 
 
 def _affordable(file: Image.Image, data: bytes, max_pixels_in: int) -> int:
-    """Return the bytes that decoding may take; raises `ImageError` if that, or its time, is much."""
+    """Return the bytes that decoding may take; raises `ImageError` if they, or time, are many."""
     _check_size(largest_size(file), max_pixels_in)
     reason = takes_too_long(file, data)
     if reason is not None:
