@@ -30,7 +30,7 @@ ROOT: Final = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT)]
 
 import uvloop  # noqa: E402
-from websockets.asyncio.client import connect  # noqa: E402
+from websockets.asyncio.client import ClientConnection, connect  # noqa: E402
 from websockets.typing import Subprotocol  # noqa: E402
 
 from caption_flow.protocol.codec import decode_from_orchestrator, encode  # noqa: E402
@@ -79,39 +79,51 @@ class Honest:
             await connection.send(encode(Want(2)))
             waiting: asyncio.Queue[tuple[int, tuple[int, ...]]] = asyncio.Queue()
             sent: dict[int, int] = {}
-
-            async def generate() -> None:
-                seq = 0
-                due = time.monotonic()
-                while True:
-                    if waiting.qsize() < 4:
-                        await connection.send(encode(Want(1)))
-                    lease, items = await waiting.get()
-                    if not self._flat_out:
-                        # A device that had nothing to do does not catch up.
-                        due = max(due, time.monotonic()) + len(items) / ITEMS_A_SECOND
-                        await asyncio.sleep(due - time.monotonic())
-                    seq += 1
-                    sent[seq] = len(items)
-                    await connection.send(encode(Results(seq, lease, items, rows_of(items))))
-
-            generating = asyncio.create_task(generate())
+            generating = asyncio.create_task(self._generate(connection, waiting, sent))
             try:
                 async for data in connection:
-                    match decode_from_orchestrator(data):
-                        case Grant(leases):
-                            for granted in leases:
-                                items = tuple(item.index for item in granted.items)
-                                size = BATCH if self._flat_out else BATCH // 4
-                                for first in range(0, len(items), size):
-                                    waiting.put_nowait((granted.lease, items[first : first + size]))
-                        case Ack(seq):
-                            for done in [one for one in sent if one <= seq]:
-                                self.acknowledged += sent.pop(done)
-                        case _:
-                            pass
+                    self._hear(decode_from_orchestrator(data), waiting, sent)
             finally:
                 generating.cancel()
+
+    async def _generate(
+        self,
+        connection: ClientConnection,
+        waiting: asyncio.Queue[tuple[int, tuple[int, ...]]],
+        sent: dict[int, int],
+    ) -> None:
+        seq = 0
+        due = time.monotonic()
+        while True:
+            if waiting.qsize() < 4:
+                await connection.send(encode(Want(1)))
+            lease, items = await waiting.get()
+            if not self._flat_out:
+                # A device that had nothing to do does not catch up.
+                due = max(due, time.monotonic()) + len(items) / ITEMS_A_SECOND
+                await asyncio.sleep(due - time.monotonic())
+            seq += 1
+            sent[seq] = len(items)
+            await connection.send(encode(Results(seq, lease, items, rows_of(items))))
+
+    def _hear(
+        self,
+        message: object,
+        waiting: asyncio.Queue[tuple[int, tuple[int, ...]]],
+        sent: dict[int, int],
+    ) -> None:
+        match message:
+            case Grant(leases):
+                size = BATCH if self._flat_out else BATCH // 4
+                for granted in leases:
+                    items = tuple(item.index for item in granted.items)
+                    for first in range(0, len(items), size):
+                        waiting.put_nowait((granted.lease, items[first : first + size]))
+            case Ack(seq):
+                for done in [one for one in sent if one <= seq]:
+                    self.acknowledged += sent.pop(done)
+            case _:
+                pass
 
     async def rate(self, seconds: float) -> float:
         """Return acknowledged items a second from now on."""
@@ -124,9 +136,10 @@ class Honest:
 
 
 async def connections(port: int, _: int) -> None:
-    """Open connections that say nothing, and keep the last 10,000 open."""
+    """Open connections that say nothing, as fast as they are taken."""
     held: list[asyncio.StreamWriter] = []
     while True:
+        _times[0] += 1
         _reader, writer = await asyncio.open_connection("127.0.0.1", port)
         held.append(writer)
         if len(held) > 1000:
@@ -248,16 +261,33 @@ def _memory(pid: int, what: str) -> int:
     return int(found[1]) * 1024
 
 
+def _processor(pid: int) -> float:
+    """Return the seconds of processor time that a process has had."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+async def _spell(honest: Honest, pid: int, seconds: float) -> tuple[float, float]:
+    """Return items a second, and the orchestrator's share of a processor meanwhile."""
+    began, used = time.monotonic(), _processor(pid)
+    rate = await honest.rate(seconds)
+    return rate, (_processor(pid) - used) / (time.monotonic() - began)
+
+
+def _forget_peak(pid: int) -> None:
+    Path(f"/proc/{pid}/clear_refs").write_text("5")
+
+
 async def measure(name: str, honest: Honest, port: int, pid: int, asked: argparse.Namespace) -> str:
     """Return the line about one attack."""
-    quiet: list[float] = []
-    attacked: list[float] = []
+    quiet: list[tuple[float, float]] = []
+    attacked: list[tuple[float, float]] = []
     before = _memory(pid, "VmRSS")
-    Path(f"/proc/{pid}/clear_refs").write_text("5")
+    _forget_peak(pid)
     begun = 0
     for _ in range(asked.rounds):
         await asyncio.sleep(SETTLE_SECONDS)
-        quiet.append(await honest.rate(asked.seconds))
+        quiet.append(await _spell(honest, pid, asked.seconds))
         attacker = await asyncio.create_subprocess_exec(
             *("nice", "-n", "19", sys.executable, __file__, "--attack", name, "--port", str(port)),
             stdout=asyncio.subprocess.PIPE,
@@ -265,19 +295,25 @@ async def measure(name: str, honest: Honest, port: int, pid: int, asked: argpars
         )
         assert attacker.stdout is not None
         await attacker.stdout.readline()  # it is at it
-        attacked.append(await honest.rate(asked.seconds))
+        attacked.append(await _spell(honest, pid, asked.seconds))
         attacker.kill()
-        said = (await attacker.stdout.read()).split()
-        begun += int(said[-1]) if said else 0
+        counts = (await attacker.stdout.read()).split()
+        begun += int(counts[-1]) if counts else 0
         await attacker.wait()
     peak = _memory(pid, "VmHWM")
-    ratios = [beside / alone for alone, beside in zip(quiet, attacked, strict=True)]
-    return (
-        f"  {name:12} {statistics.median(quiet):6.0f} -> {statistics.median(attacked):6.0f} items/s, "
-        f"ratio {statistics.median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f}); "
-        f"begun {begun:,} times; memory {before / 2**20:.0f} MiB before, "
-        f"{peak / 2**20:.0f} MiB at most"
+    ratios = [beside[0] / alone[0] for alone, beside in zip(quiet, attacked, strict=True)]
+    (alone, alone_cpu), (beside, beside_cpu) = (
+        [statistics.median(figures) for figures in zip(*spells, strict=True)]
+        for spells in (quiet, attacked)
     )
+    said = (
+        f"{name:12} {alone:4.0f} -> {beside:4.0f} items/s",
+        f"ratio {statistics.median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f})",
+        f"processor {alone_cpu:.0%} -> {beside_cpu:.0%}",
+        f"begun {begun:,} times",
+        f"memory {before / 2**20:.0f} MiB before, {peak / 2**20:.0f} MiB at most",
+    )
+    return "  " + "; ".join(said)
 
 
 async def main(asked: argparse.Namespace) -> None:

@@ -154,6 +154,6 @@ def wild_messages() -> Sequence[tuple[str, bytes]]:
         ("large heartbeat", pack({"type": "heartbeat", "x": b"x" * (2**20 + 1)})),
         (
             "many leases",
-            pack({"type": "recalled", "leases": {number: [] for number in range(20_000)}}),
+            pack({"type": "recalled", "leases": {at: [] for at in range(20_000)}}),
         ),
     )

@@ -36,6 +36,10 @@ def memory(process: Process, what: str) -> int:
     return int(found[1]) * 1024
 
 
+def descriptors(process: Process) -> int:
+    return len(list(Path(f"/proc/{process.pid}/fd").iterdir()))
+
+
 async def stuff(port: int, number: int, frames: list[bytes]) -> None:
     with contextlib.suppress(OSError, asyncio.IncompleteReadError, TimeoutError):
         async with let_in(port, TOKEN, f"hostile-session-{number:06}") as peer, asyncio.timeout(15):
@@ -73,7 +77,7 @@ async def test_running_out_of_descriptors_is_survived(tmp_path: Path) -> None:
         leader = await fleet.orchestrator()
         early = await fleet.worker("early", engine={"latency_ms": 200, "requests_in_flight": 4})
         await until(lambda: stored_rows(fleet.data_dir), leader.tail)
-        few, many = len(list(Path(f"/proc/{leader.pid}/fd").iterdir())) + 8, 4096
+        few, many = descriptors(leader) + 8, 4096
         resource.prlimit(leader.pid, resource.RLIMIT_NOFILE, (few, many))
         for _ in range(50):
             with contextlib.suppress(OSError):

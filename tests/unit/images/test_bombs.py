@@ -43,6 +43,15 @@ REFUSED: dict[str, Callable[[], bytes]] = {
 }
 
 
+def kind_of(data: bytes) -> str | None:
+    """Why there is no picture; None if there is one."""
+    try:
+        prepare(data)
+    except ImageError as error:
+        return error.kind
+    return None
+
+
 @pytest.mark.parametrize("name", REFUSED)
 def test_a_bomb_is_refused_unopened(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     data = REFUSED[name]()
@@ -65,10 +74,7 @@ def test_apple_icons_are_not_opened() -> None:
 
 @pytest.mark.parametrize("data", bombs.small_ones())
 def test_the_same_made_small_do_no_harm(data: bytes) -> None:
-    try:
-        assert isinstance(prepare(data), LoadedImage)
-    except ImageError as error:
-        assert error.kind in load.IMAGE_ERROR_KINDS
+    assert kind_of(data) in {None, *load.IMAGE_ERROR_KINDS}
 
 
 @pytest.mark.parametrize(
@@ -82,10 +88,7 @@ def test_the_same_made_small_do_no_harm(data: bytes) -> None:
 )
 def test_what_stands_beside_the_picture_is_not_unpacked(data: bytes) -> None:
     began = time.process_time()
-    try:
-        prepare(data)
-    except ImageError as error:
-        assert error.kind in load.IMAGE_ERROR_KINDS
+    assert kind_of(data) in {None, *load.IMAGE_ERROR_KINDS}
     assert time.process_time() - began < MOST_SECONDS
 
 
@@ -127,7 +130,11 @@ def test_threads_that_decode_at_once_stay_within_the_limit_together(tmp_path: Pa
         names.append(str(tmp_path / name))
     root = Path(__file__).parents[3]
     done = subprocess.run(
-        [sys.executable, "-c", _MEASURE, *names], capture_output=True, text=True, cwd=root
+        [sys.executable, "-c", _MEASURE, *names],
+        capture_output=True,
+        text=True,
+        cwd=root,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) <= 300_000_000
