@@ -725,8 +725,8 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
         "acknowledged before the commit",
         "an acknowledgement says that rows are durable",
         SERVICE,
-        "        future.add_done_callback(partial(self._committed, effect, write, link, len(payload)))",
-        "        future.add_done_callback(partial(self._committed, effect, write, link, len(payload)))\n"
+        "        future.add_done_callback(partial(self._committed, effect, write, link, size))",
+        "        future.add_done_callback(partial(self._committed, effect, write, link, size))\n"
         "        if link is not None:\n"
         "            link.outgoing.acknowledge(effect.seq)",
         SERVICE_TESTS,

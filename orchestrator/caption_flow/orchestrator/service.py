@@ -626,10 +626,10 @@ class Orchestrator:
                 leg=leg,
             )
         future = self._store.write(write)
+        size = len(payload)  # now: what of it is not accepted is cut away on the way to disk
         if link is not None:
-            self._conversations.begun(len(payload))
-        # The payload's size now: what of it is not accepted is cut away on the way to disk.
-        future.add_done_callback(partial(self._committed, effect, write, link, len(payload)))
+            self._conversations.begun(size)
+        future.add_done_callback(partial(self._committed, effect, write, link, size))
 
     def _committed(
         self,
