@@ -1,4 +1,4 @@
-"""What decoding takes: peak memory and processor time a pixel, beside what `images/cost.py` assumes.
+"""What decoding takes: memory and processor time a pixel, beside what `images/cost.py` assumes.
 
     python benchmarks/decoding.py               pictures of 16 megapixels
     python benchmarks/decoding.py --side 8000   of 64

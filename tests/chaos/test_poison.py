@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import signal
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 from caption_flow.protocol.identity import content_hash
 from tests.chaos.deadly_pictures import MAGIC, teach
 from tests.support.fleet import (
+    PROMPT,
     TOKEN,
     Fleet,
     Process,
@@ -151,6 +153,27 @@ async def test_a_picture_whose_decoding_kills_the_worker_is_quarantined(
         check_captions(others, without(expected, POISONED))
         assert deaths >= 3
         await fleet.verify()
+
+
+async def test_run_ends_although_a_picture_kills_its_worker(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More deaths in a row than a worker is allowed that dies of itself."""
+    written = write_images(tmp_path / "images", 32)
+    (tmp_path / "images" / "folder 1/000006.bmp").write_bytes(MAGIC + bytes(100))
+    monkeypatch.setenv("PYTHONPATH", teach(tmp_path / "plugin"))
+    config = tmp_path / "config.json"
+    settings = {"lease_seconds": 1, "vllm": {"model": "m", "inference_prompts": [PROMPT]}}
+    config.write_text(json.dumps({**settings, "storage": {"data_dir": str(tmp_path / "run")}}))
+    async with Fleet(tmp_path) as fleet:
+        run = await fleet.start(
+            *("run", "run", str(fleet.images), "--config", str(config), "--engine", "synthetic")
+        )
+        code = await run.exit_code(150)
+        assert code == 0, run.tail(40)
+        assert "quarantined: 1" in run.output
+        assert run.output.count("was killed by signal 11; it is started again") > 3
+        assert len(list(fleet.images.rglob("*.txt"))) == len(written) - 1
 
 
 async def test_retrying_failures_of_a_kind_nobody_had_is_a_mistake_of_the_caller(
