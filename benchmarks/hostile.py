@@ -53,6 +53,7 @@ WORKERS: Final = 4
 ITEMS_A_SECOND: Final = 50.0
 """Of one worker: more than the fastest vision-language models do on the fastest GPU."""
 SETTLE_SECONDS: Final = 1.0
+ASK_AGAIN_SECONDS: Final = 1.0
 
 
 # --------------------------------------------------------------------------- honest
@@ -97,7 +98,11 @@ class Honest:
         while True:
             if waiting.qsize() < 4:
                 await connection.send(encode(Want(1)))
-            lease, items = await waiting.get()
+            try:
+                async with asyncio.timeout(ASK_AGAIN_SECONDS):
+                    lease, items = await waiting.get()
+            except TimeoutError:
+                continue
             if not self._flat_out:
                 # A device that had nothing to do does not catch up.
                 due = max(due, time.monotonic()) + len(items) / ITEMS_A_SECOND

@@ -9,6 +9,7 @@ goes first, since honest ones hold little.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import resource
 from collections import OrderedDict, deque
 from dataclasses import dataclass, replace
@@ -37,6 +38,7 @@ _FRAME_BYTES: Final = 256
 """What a frame costs beside what is in it."""
 _TELL_SECONDS: Final = 10.0
 _CLOSE_SECONDS: Final = 2.0
+_UNLIMITED: Final = 2**20
 _OWN_DESCRIPTORS: Final = 128
 """Kept for the ledger's database, parts, the dataset's files and threads."""
 
@@ -75,8 +77,12 @@ def raise_descriptor_limit() -> int:
     """Allow this process as many file descriptors as it may have; return how many that are."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    return hard if hard != resource.RLIM_INFINITY else 2**20
+        with contextlib.suppress(
+            ValueError, OSError
+        ):  # "unlimited" is more than some systems grant
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+            soft = hard
+    return _UNLIMITED if soft == resource.RLIM_INFINITY else soft
 
 
 class Seldom:
