@@ -67,6 +67,7 @@ class Peer:
         """Send, as far as the other side takes it; raises what the socket raises."""
         self.writer.write(data)
         await self.writer.drain()
+        await asyncio.sleep(0)  # `drain` alone lets nobody else have a turn
 
     async def upgrade(self, token: str | None, *headers: str) -> str:
         """Ask to be let in; return the answer's head."""

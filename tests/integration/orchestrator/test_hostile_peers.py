@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from structlog.testing import capture_logs
-from websockets.exceptions import InvalidStatus
+from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from caption_flow.orchestrator.server import guard, server, session
 from caption_flow.orchestrator.server.guard import Bounds
@@ -310,6 +310,15 @@ async def test_the_lease_of_another_gives_nothing_away_and_takes_nothing(tmp_pat
             assert not set(run.rows()) & set(items)
         await victim.work_off(lease)
         assert {run.rows()[item]["contributor"] for item in items} == {"somebody else"}
+
+
+async def test_who_asks_for_nothing_but_what_it_may_not_have_is_cut_off(tmp_path: Path) -> None:
+    async with attacked(tmp_path) as run:
+        curious, lease = await granted(run)
+        with contextlib.suppress(ConnectionClosed):
+            for _ in range(20):
+                await curious.send(Fetch(lease.lease + 1, tuple(range(400))))
+        assert "does not have" in (await curious.closed())[1]
 
 
 async def test_numbers_that_come_again_or_out_of_order_store_nothing_twice(tmp_path: Path) -> None:

@@ -44,6 +44,8 @@ MOST_UNACKNOWLEDGED: Final = 32
 """Batches of one worker on their way to disk before no more is read from its connection."""
 _HELLO_SECONDS: Final = 30.0
 _MOST_FETCHES: Final = 512
+_MOST_STRAYS: Final = 4096
+"""Images asked for in a row of leases that are over: what a worker has asked for when one ends."""
 _READS_AT_ONCE: Final = 8
 _REASON_CHARACTERS: Final = 500
 
@@ -64,6 +66,8 @@ class Link:
     )
     reads: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_READS_AT_ONCE))
     fetches: set[asyncio.Task[None]] = field(default_factory=set)
+    strays: int = 0
+    """Images asked for of leases that it does not have, since it last asked for one it may have."""
     stats: Mapping[str, float] = field(default_factory=dict)
     refused: bool = False
     """It broke the protocol: an acknowledgement would vouch for what was refused, too."""
@@ -230,6 +234,9 @@ class Conversations:
         if len(link.fetches) + len(items) > _MOST_FETCHES:
             raise ProtocolError(f"more than {_MOST_FETCHES} images asked for at once")
         shard = self._leader.shard_to_read(link, lease, items)
+        link.strays = link.strays + len(items) if shard is None else 0
+        if link.strays > _MOST_STRAYS:
+            raise ProtocolError("asks for nothing but images of leases that it does not have")
         for item in items:
             if shard is None:
                 link.outgoing.send(Image(lease, item, error="the lease is over"))
