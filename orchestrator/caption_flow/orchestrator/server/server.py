@@ -7,6 +7,7 @@ One port serves workers, observers and plain HTTP. Who connects is decided in th
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import http
 import ssl
@@ -83,7 +84,9 @@ class Gate:
                     address=address,
                     **({"refused": refused} if refused > 1 else {}),
                 )
-            await asyncio.sleep(delay)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(delay):
+                    await connection.wait_closed()  # who is gone keeps no memory for an answer
             return connection.respond(
                 http.HTTPStatus.UNAUTHORIZED, "a known token is needed (Authorization: Bearer)\n"
             )
