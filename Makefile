@@ -10,7 +10,9 @@ SHELL := bash
 python := .venv/bin/python
 sources := orchestrator worker shared tests $(if $(wildcard benchmarks/*.py),benchmarks)
 
-.PHONY: help setup run test chaos mutants lint check format clean
+FUZZ_SECONDS ?= 600
+
+.PHONY: help setup run test chaos mutants fuzz lint check format clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{printf "%-16s%s\n", $$1, $$2}'
@@ -31,6 +33,10 @@ chaos: setup ## Run the long storm: fifty kills and more against one run of 20,0
 
 mutants: setup ## Break each promise on purpose, and see that tests notice
 	$(python) -m tests.mutants
+
+fuzz: setup ## Feed what strangers' bytes meet with mutated ones, ten minutes in all
+	$(python) -c 'import atheris' 2>/dev/null || $(python) -m uv pip install --python $(python) 'atheris>=3'
+	$(python) -m tests.fuzz --seconds $(FUZZ_SECONDS)
 
 lint: setup ## Check format, lint, types, import rules, and that the generated docs are fresh
 	$(python) -m ruff format --check $(sources)

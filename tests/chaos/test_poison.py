@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import signal
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,9 @@ from typing import Any
 import pytest
 
 from caption_flow.protocol.identity import content_hash
+from tests.chaos.deadly_pictures import MAGIC, teach
 from tests.support.fleet import (
+    PROMPT,
     TOKEN,
     Fleet,
     Process,
@@ -126,6 +129,51 @@ async def keep_manned(fleet: Fleet, deadly: str) -> int:
             assert deaths < 20, worker.tail()
 
     return sum(await asyncio.gather(man(1), man(2)))
+
+
+async def test_a_picture_whose_decoding_kills_the_worker_is_quarantined(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written = write_images(tmp_path / "images", COUNT)
+    expected = expected_captions(written)
+    deadly = tmp_path / "images" / POISONED
+    deadly.write_bytes(MAGIC + bytes(100))
+    monkeypatch.setenv("PYTHONPATH", teach(tmp_path / "plugin"))
+    async with Fleet(tmp_path, chunk_size=16, lease_seconds=1) as fleet:
+        leader = await fleet.orchestrator()
+        deaths = 0
+        while (code := await (await fleet.worker(f"worker {deaths}")).exit_code()) != 0:
+            assert code == -signal.SIGSEGV
+            deaths += 1
+            assert deaths <= 4 + 3, "the halvings that isolate one of 16, and its own attempts"
+        await finish(leader)
+        failed, others = split(stored_rows(fleet.data_dir))
+        assert set(failed) == {POISONED}, [row["error"] for row in failed.values()]
+        assert failed[POISONED]["error_kind"] == "quarantined"
+        check_captions(others, without(expected, POISONED))
+        assert deaths >= 3
+        await fleet.verify()
+
+
+async def test_run_ends_although_a_picture_kills_its_worker(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More deaths in a row than a worker is allowed that dies of itself."""
+    written = write_images(tmp_path / "images", 32)
+    (tmp_path / "images" / "folder 1/000006.bmp").write_bytes(MAGIC + bytes(100))
+    monkeypatch.setenv("PYTHONPATH", teach(tmp_path / "plugin"))
+    config = tmp_path / "config.json"
+    settings = {"lease_seconds": 1, "vllm": {"model": "m", "inference_prompts": [PROMPT]}}
+    config.write_text(json.dumps({**settings, "storage": {"data_dir": str(tmp_path / "run")}}))
+    async with Fleet(tmp_path) as fleet:
+        run = await fleet.start(
+            *("run", "run", str(fleet.images), "--config", str(config), "--engine", "synthetic")
+        )
+        code = await run.exit_code(150)
+        assert code == 0, run.tail(40)
+        assert "quarantined: 1" in run.output
+        assert run.output.count("was killed by signal 11; it is started again") > 3
+        assert len(list(fleet.images.rglob("*.txt"))) == len(written) - 1
 
 
 async def test_retrying_failures_of_a_kind_nobody_had_is_a_mistake_of_the_caller(

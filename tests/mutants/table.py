@@ -72,6 +72,13 @@ PRIVILEGE_TESTS: Final = ("tests/integration/orchestrator/test_privileges.py",)
 RATION_TESTS: Final = ("tests/unit/orchestrator/test_rations.py", "tests/property/test_rations.py")
 CHECK_TESTS: Final = ("tests/unit/orchestrator/test_spot_checks.py",)
 CHECKING_TESTS: Final = ("tests/integration/orchestrator/test_spot_checks.py",)
+GUARD: Final = "orchestrator/caption_flow/orchestrator/server/guard.py"
+HOSTILE_TESTS: Final = (
+    "tests/property/test_hostile_bytes.py",
+    "tests/unit/orchestrator/test_guard.py",
+    "tests/integration/orchestrator/test_hostile_peers.py",
+)
+BOMB_TESTS: Final = ("tests/unit/images/test_bombs.py",)
 OUTBOX_TESTS: Final = ("tests/unit/worker/test_outbox.py", "tests/property/test_outbox.py")
 
 
@@ -141,6 +148,15 @@ def _stall(name: str, promise: str, module: str, old: str, new: str) -> Mutant:
 
 def _video(name: str, promise: str, file: str, old: str, new: str) -> Mutant:
     return Mutant(name, promise, file, old, new, VIDEO_TESTS)
+
+
+def _hostile(name: str, promise: str, file: str, old: str, new: str) -> Mutant:
+    return Mutant(name, promise, file, old, new, HOSTILE_TESTS)
+
+
+def _bombs(name: str, promise: str, old: str, new: str) -> Mutant:
+    file = "worker/caption_flow/worker/images/cost.py"
+    return Mutant(name, promise, file, old, new, BOMB_TESTS)
 
 
 MUTANTS: Final[tuple[Mutant, ...]] = (
@@ -767,8 +783,8 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
         "acknowledged before the commit",
         "an acknowledgement says that rows are durable",
         SERVICE,
-        "        future.add_done_callback(partial(self._committed, effect, write, link))",
-        "        future.add_done_callback(partial(self._committed, effect, write, link))\n"
+        "        future.add_done_callback(partial(self._committed, effect, write, link, size))",
+        "        future.add_done_callback(partial(self._committed, effect, write, link, size))\n"
         "        if link is not None:\n"
         "            link.outgoing.acknowledge(effect.seq)",
         SERVICE_TESTS,
@@ -1706,5 +1722,103 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
         "reopen",
         '{name, *(one.get("contributor") for one in stats or ())}',
         "{name}",
+    ),
+    _hostile(
+        "compressed rows are read",
+        "rows whose size is their sender's word are refused",
+        "shared/caption_flow/protocol/rows.py",
+        "if _is_compressed(batch.metadata.to_pybytes()):",
+        "if not batch.metadata.to_pybytes():",
+    ),
+    _hostile(
+        "offsets of empty lists are believed",
+        "an empty list that begins elsewhere crashes nobody",
+        "shared/caption_flow/protocol/rows.py",
+        "if len(values) == 0 and offsets is not None",
+        "if len(values) < 0 and offsets is not None",
+    ),
+    _hostile(
+        "words as large as reports",
+        "only the rows of a report may be large",
+        "shared/caption_flow/protocol/codec.py",
+        "if len(frame) - rows > most:",
+        "if len(frame) - rows > MAX_REPORT_BYTES:",
+    ),
+    _hostile(
+        "as many leases as fit",
+        "a message names a bounded number of leases",
+        "shared/caption_flow/protocol/codec.py",
+        "envelope.leases)[:5])) > MAX_LEASES_NAMED:",
+        "envelope.leases)[:5])) > MAX_FRAME_BYTES:",
+    ),
+    _hostile(
+        "strangers keep their place",
+        "the oldest stranger makes room for the newest",
+        GUARD,
+        "if len(neighbours) > self.bounds.strangers_of_an_address:",
+        "if len(neighbours) > 10**9:",
+    ),
+    _hostile(
+        "endless headers",
+        "an upgrade request is small",
+        GUARD,
+        "if self._requested > self._doorkeeper.bounds.request_bytes:",
+        "if self._requested > 10**9:",
+    ),
+    _hostile(
+        "pings for ever",
+        "who sends nothing but pings is cut off",
+        GUARD,
+        "if self._control > self._doorkeeper.bounds.control_frames:",
+        "if self._control > 10**9:",
+    ),
+    _hostile(
+        "held without limit",
+        "what all connections hold together is bounded",
+        GUARD,
+        "while self._total > self.bounds.held_bytes and self._held:",
+        "while self._total > 10**12 and self._held:",
+    ),
+    _hostile(
+        "the meekest goes",
+        "of those that hold too much the greediest goes",
+        GUARD,
+        "greediest = max(self._held, key",
+        "greediest = min(self._held, key",
+    ),
+    _hostile(
+        "large messages without limit",
+        "few connections at a time receive large messages",
+        GUARD,
+        "if len(self._large) < self.bounds.large:",
+        "if len(self._large) < 10**9:",
+    ),
+    _hostile(
+        "the deaf are waited for",
+        "who reads nothing for long is cut off",
+        "orchestrator/caption_flow/orchestrator/server/session.py",
+        "async with asyncio.timeout(_TAKE_SECONDS):",
+        "async with asyncio.timeout(None):",
+    ),
+    _bombs(
+        "memory of tiles", "a tile is as large as it says", "max(sizes, key=_pixels)", "sizes[0]"
+    ),
+    _bombs(
+        "scans without limit",
+        "a JPEG has only so many scans",
+        "if scans * pixels > _MOST_SCAN_PIXELS:",
+        "if scans > _MOST_SCAN_PIXELS:",
+    ),
+    _bombs(
+        "icons are believed",
+        "pictures in icons are small",
+        "_icons(data) if data[:4] == _ICON else ()",
+        "_icons(data) if data[:4] == _PNG else ()",
+    ),
+    _bombs(
+        "decoding all at once",
+        "threads that decode share one limit of memory",
+        "self._freed.wait_for(lambda: self._taken + size <= self.most)",
+        "self._freed.wait_for(lambda: size <= self.most)",
     ),
 )

@@ -81,6 +81,14 @@ class Run(Protocol):
         """Send a worker items to do, as any others."""
         ...
 
+    def begun(self, size: int) -> None:
+        """Take note that a report of so many bytes is being looked at."""
+        ...
+
+    def settled(self, link: Link, size: int) -> None:
+        """Take note that it has been."""
+        ...
+
     def refuse(self, session: str, reason: str) -> None:
         """Close a session that broke the protocol."""
         ...
@@ -193,9 +201,11 @@ class Checking:
         # Of those that nobody asks for any more, nothing is looked at.
         write = self._run.compare(event.items, payload) if checks else CompareRows((), b"", ())
 
+        size = len(payload)
+
         def compared(done: asyncio.Future[None]) -> None:
             self._comparing -= 1
-            link.unacknowledged.release()
+            self._run.settled(link, size)
             error = None if done.cancelled() else done.exception()
             if isinstance(error, ProtocolError):
                 link.refused = True
@@ -209,6 +219,7 @@ class Checking:
             self.look(self._run.clock, progressed=True)
 
         self._comparing += 1
+        self._run.begun(size)
         self._run.look_at(write).add_done_callback(compared)
 
     def _judge(self, checks: Collection[Check], write: CompareRows, link: Link) -> None:

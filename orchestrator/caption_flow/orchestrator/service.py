@@ -68,6 +68,7 @@ from caption_flow.places.portions import Room, in_portions
 from caption_flow.places.reader import PlaceReader
 from caption_flow.protocol.codec import (
     MAX_FRAME_BYTES,
+    MAX_REPORT_BYTES,
     ProtocolError,
 )
 from caption_flow.protocol.messages import (
@@ -899,17 +900,21 @@ class Orchestrator:
             if link is not None and not effect.stage and leg.is_last:
                 write.compared = self.checking.chosen(link, effect.shard, rows)
         future = self._store.write(write)
-        future.add_done_callback(partial(self._committed, effect, write, link))
+        size = len(payload)  # now: what of it is not accepted is cut away on the way to disk
+        if link is not None:
+            self._conversations.begun(size)
+        future.add_done_callback(partial(self._committed, effect, write, link, size))
 
     def _committed(
         self,
         effect: ev.Commit,
         write: CommitRows | CommitPartials,
         link: Link | None,
+        size: int,
         done: asyncio.Future[None],
     ) -> None:
         if link is not None:
-            link.unacknowledged.release()
+            self._conversations.settled(link, size)
         error = None if done.cancelled() else done.exception()
         if isinstance(write, CommitRows):
             counts = {} if error is not None or done.cancelled() else write.counts
@@ -1061,6 +1066,14 @@ class Orchestrator:
                 await asyncio.sleep(pause)
         raise AssertionError("unreachable: the last try returns or raises")
 
+    def begun(self, size: int) -> None:
+        """Take note that a report of so many bytes is being looked at."""
+        self._conversations.begun(size)
+
+    def settled(self, link: Link, size: int) -> None:
+        """Take note that it has been."""
+        self._conversations.settled(link, size)
+
     def refuse(self, session: str, reason: str) -> None:
         """Close a session that broke the protocol."""
         closing = self._conversations.drop(session, reason)
@@ -1121,7 +1134,7 @@ def _limits(settings: Settings) -> Limits:
         lease_seconds=settings.lease_seconds,
         heartbeat_seconds=max(0.5, min(10.0, settings.lease_seconds / 4)),
         chunks_per_request=settings.chunks_per_request,
-        max_frame_bytes=MAX_FRAME_BYTES,
+        max_frame_bytes=MAX_REPORT_BYTES,
         max_unacknowledged_batches=MOST_UNACKNOWLEDGED,
         max_attempts=settings.max_attempts,
     )

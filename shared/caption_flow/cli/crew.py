@@ -20,6 +20,8 @@ PARENT_VARIABLE: Final = "CAPTIONFLOW_PARENT"
 """The process a worker is to end with, as its number: it may be gone before the worker looks."""
 _MOST_RESTARTS: Final = 3
 """Restarts in a row; one that worked for `_STEADY_SECONDS` begins a new row."""
+_MOST_RESTARTS_AT_WORK: Final = 16
+"""Of one that died with leases: an item may be to blame; 13 deaths find the one in a thousand."""
 _STEADY_SECONDS: Final = 600.0
 _TAIL_BYTES: Final = 65_536
 _LAST_WORD: Final = re.compile(r"(?:^|\] )Error: (.+?)\s*$")
@@ -46,7 +48,7 @@ class Crew:
 
     ``arguments`` are those of ``caption-flow worker``, ``secrets`` the variables they refer to;
     ``gpus`` has one entry a worker, as `caption_flow.cli.gpus.Shares` has them; ``tell`` takes
-    sentences for people.
+    sentences for people; ``is_at_work`` says whether any worker has leases.
     """
 
     arguments: Sequence[str]
@@ -54,6 +56,7 @@ class Crew:
     gpus: Sequence[str | None]
     log_dir: Path
     tell: Callable[[str], None]
+    is_at_work: Callable[[], bool] = lambda: False
     hands: list[Hand] = field(default_factory=list)
     ending: bool = False
 
@@ -109,7 +112,8 @@ class Crew:
             hand.failure = _reason(hand, code)
             if time.monotonic() - hand.started > _STEADY_SECONDS:
                 hand.restarts = 0
-            if code > 0 or hand.restarts >= _MOST_RESTARTS:
+            most = _MOST_RESTARTS_AT_WORK if self.is_at_work() else _MOST_RESTARTS
+            if code > 0 or hand.restarts >= most:
                 if len(self.hands) > 1:
                     self.tell(f"Worker {hand.number} is out of the run: {hand.failure}")
                 return

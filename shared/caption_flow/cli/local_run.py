@@ -106,6 +106,7 @@ class LocalRun:
             plan.gpus.workers,
             plan.data_dir / "logs",
             self._tell,
+            is_at_work=lambda: leader.progress.leased > 0,
         )
         leading = asyncio.create_task(leader.run(), name="orchestrator")
         with self._signals(leader), self._owner_let_in(leader, owners_token):

@@ -6,8 +6,10 @@ its file) is filled in by the orchestrator from its own records and never taken 
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any, Final
 
 import pyarrow as pa
@@ -27,6 +29,11 @@ CAPTIONED: Final = "captioned"
 FAILED: Final = "failed"
 PARTIAL: Final = "partial"
 """Of an item that has reached a stage which its worker does not run; never stored as a row."""
+
+_MOST_METADATA_BYTES: Final = 2**18
+"""Of a schema, or of a batch without its contents: some hundred columns take a tenth of it."""
+_MOST_NAMED: Final = 50
+_ERROR_CHARACTERS: Final = 300
 
 _STATS: Final[tuple[pa.Field, ...]] = (
     pa.field("stage", pa.string()),
@@ -147,23 +154,89 @@ def decode_rows(
     stream is our own, and may say who ran each stage (`CREDITED_STATS`).
 
     Raises:
-        ProtocolError: not an Arrow stream, another schema, invalid contents, or not one batch.
+        ProtocolError: not an Arrow stream, another schema, invalid contents, compressed, not one
+            batch, or with more bytes than its rows have.
     """
     try:
-        with pa.ipc.open_stream(pa.py_buffer(payload)) as reader:
-            names = wire_output_fields(reader.schema) if output_fields is None else output_fields
-            expected = wire_schema(names)
-            if stored and reader.schema == credited_schema(names):
-                expected = reader.schema
-            if reader.schema not in (expected, _earlier(expected)):
-                raise ProtocolError(f"result rows have another schema: {reader.schema.names}")
-            batches = list(reader)
-        if len(batches) != 1:
-            raise ProtocolError(f"result rows must be one record batch, got {len(batches)}")
-        batches[0].validate(full=True)
-        return _with_later_fields(batches[0], expected)
-    except pa.ArrowException as error:
-        raise ProtocolError(f"result rows are not a valid Arrow stream: {error}") from error
+        schema, batch = _read(payload)
+        names = wire_output_fields(schema) if output_fields is None else output_fields
+        expected = wire_schema(names)
+        if stored and schema == credited_schema(names):
+            expected = schema
+        if not any(
+            schema.equals(one, check_metadata=True) for one in (expected, _earlier(expected))
+        ):
+            raise ProtocolError(f"result rows have another schema: {schema.names[:_MOST_NAMED]}")
+        rows = pa.ipc.read_record_batch(batch, schema)
+        rows.validate(full=True)
+        for column in rows.columns:
+            _check_offsets(column)
+        if len(payload) > pa.ipc.get_record_batch_size(rows) + 2 * _MOST_METADATA_BYTES:
+            raise ProtocolError("result rows come with bytes that belong to none of them")
+        return _with_later_fields(rows, expected)
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        told = str(error)[:_ERROR_CHARACTERS]
+        raise ProtocolError(f"result rows are not a valid Arrow stream: {told}") from error
+
+
+def _read(payload: bytes) -> tuple[pa.Schema, pa.ipc.Message]:
+    """Return the schema of a stream of one record batch, and the batch before it is decoded.
+
+    Raises:
+        ProtocolError: there is more or less in it, or decoding would take more memory than it has.
+    """
+    reader = pa.ipc.MessageReader.open_stream(pa.py_buffer(payload))
+    messages = list(islice(reader, 3))
+    if [one.type for one in messages] != ["schema", "record batch"]:
+        kinds = ", ".join(one.type for one in messages)
+        raise ProtocolError(f"result rows must be one record batch, got: {kinds or 'nothing'}")
+    if any(one.metadata.size > _MOST_METADATA_BYTES for one in messages):
+        raise ProtocolError("result rows have too much metadata")
+    schema, batch = messages
+    if _is_compressed(batch.metadata.to_pybytes()):
+        # How large it gets is the sender's word, and would be believed.
+        raise ProtocolError("result rows are compressed")
+    return pa.ipc.read_schema(schema), batch
+
+
+def _check_offsets(values: pa.Array) -> None:
+    """Raise `ProtocolError` if an empty list or text says that it begins elsewhere than at 0.
+
+    `validate` does not look there, and what measures, flattens or writes such an array reads there.
+    """
+    kind = values.type
+    if pa.types.is_struct(kind):
+        for number in range(kind.num_fields):
+            _check_offsets(values.field(number))
+        return
+    if pa.types.is_list(kind):
+        _check_offsets(values.values)
+    elif not pa.types.is_string(kind):
+        return
+    offsets = values.buffers()[1]
+    if len(values) == 0 and offsets is not None and any(offsets.slice(0, 4).to_pybytes()):
+        raise ProtocolError("result rows have an empty list that begins elsewhere")
+
+
+def _is_compressed(metadata: bytes) -> bool:
+    """Tell whether a record batch's buffers are compressed (Arrow's ``Message.fbs``).
+
+    pyarrow does not say, and has checked that this is a sound flatbuffer.
+    """
+    (message,) = struct.unpack_from("<I", metadata)
+    header = _member(metadata, message, 2)
+    (batch,) = struct.unpack_from("<I", metadata, header)
+    return bool(_member(metadata, header + batch, 3))
+
+
+def _member(metadata: bytes, table: int, number: int) -> int:
+    """Return where a table of a flatbuffer has a member; 0 if it has none."""
+    (back,) = struct.unpack_from("<i", metadata, table)
+    vtable = table - back
+    (size,) = struct.unpack_from("<H", metadata, vtable)
+    entry = 4 + 2 * number
+    (offset,) = struct.unpack_from("<H", metadata, vtable + entry) if entry < size else (0,)
+    return table + offset if offset else 0
 
 
 def check_bounds(rows: pa.RecordBatch) -> None:

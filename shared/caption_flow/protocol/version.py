@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 SUBPROTOCOL = "caption-flow.v1"
 _FAMILY = "caption-flow.v"
+_MOST_DIGITS = 6
 
 
 def refusal(offered: Sequence[str]) -> str | None:
@@ -23,7 +24,9 @@ def refusal(offered: Sequence[str]) -> str | None:
     theirs = [
         int(name.removeprefix(_FAMILY))
         for name in offered
-        if name.startswith(_FAMILY) and name.removeprefix(_FAMILY).isdecimal()
+        if name.startswith(_FAMILY)
+        and name.removeprefix(_FAMILY).isdecimal()
+        and len(name) <= len(_FAMILY) + _MOST_DIGITS
     ]
     if not theirs:
         return f"this is a CaptionFlow orchestrator; connect with the subprotocol {SUBPROTOCOL}"

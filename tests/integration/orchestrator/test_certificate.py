@@ -206,7 +206,7 @@ async def test_files_are_watched_by_themselves(
 async def test_a_client_that_never_shakes_hands_is_hung_up_on(
     files: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(server, "TLS_HANDSHAKE_SECONDS", 0.2)
+    monkeypatch.setattr(server, "OPEN_SECONDS", 0.2)
     made = pair(files)
     async with listening(ServedCertificate(made.cert, made.key)) as port:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)

@@ -13,6 +13,7 @@ import pytest
 from structlog.testing import capture_logs
 from websockets.exceptions import ConnectionClosed
 
+from caption_flow.orchestrator.server import conversation
 from caption_flow.orchestrator.sources.base import Item, SourceError
 from caption_flow.protocol.codec import MAX_FRAME_BYTES
 from caption_flow.protocol.messages import (
@@ -592,8 +593,9 @@ async def others_are_images(worker: ScriptedWorker) -> None:
 
 @pytest.mark.parametrize("stuck", [True, False])
 async def test_a_worker_that_lets_answers_pile_up_is_disconnected(
-    tmp_path: Path, stuck: bool
+    tmp_path: Path, stuck: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(conversation, "_MOST_STRAYS", 10**9)
     async with led(tmp_path, images=96, chunk_size=32) as run:
         other = await run.join()
         deaf = await run.join(max_queue=1)
@@ -608,7 +610,7 @@ async def test_a_worker_that_lets_answers_pile_up_is_disconnected(
             while sent != (sent := link.connection.transport.get_write_buffer_size()) or not sent:
                 await others_are_images(other)
         with contextlib.suppress(ConnectionClosed):
-            for _ in range(5):
+            for _ in range(1000):  # far more than the sockets between them hold
                 await deaf.send(Fetch(0, tuple(range(400))))
         await until(lambda: deaf.session not in run.orchestrator._conversations.links)
         assert link.outgoing.overflowed

@@ -215,6 +215,8 @@ async def test_text_of_others_cannot_write_lines_of_its_own_into_the_log(
 
     monkeypatch.setattr("structlog._config._CONFIG", structlog._config._Configuration())
     configure_logging("test", verbose=True)
+    # Loggers that are used here must not remember this for the tests that follow.
+    structlog.configure(cache_logger_on_first_use=False)
     monkeypatch.setattr(conversation, "log", structlog.get_logger())
     async with led(tmp_path) as run:
         evil = "\x1b[2J\n2026-01-01 00:00:00 [error] Error: all is lost \u202e"

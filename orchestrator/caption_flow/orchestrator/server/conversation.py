@@ -21,6 +21,7 @@ from websockets.exceptions import ConnectionClosed
 from caption_flow.orchestrator.core import events as ev
 from caption_flow.orchestrator.server.allowance import Allowance
 from caption_flow.orchestrator.server.auth import Identity
+from caption_flow.orchestrator.server.budget import REPORTS_BYTES, Budget
 from caption_flow.orchestrator.server.observers import Steering, serve_observer
 from caption_flow.orchestrator.server.pace import WORKER_MESSAGES_PER_SECOND, Pace
 from caption_flow.orchestrator.server.session import NORMAL, POLICY_VIOLATION, Outgoing, close
@@ -46,6 +47,8 @@ MOST_UNACKNOWLEDGED: Final = 32
 """Batches of one worker on their way to disk before no more is read from its connection."""
 _HELLO_SECONDS: Final = 30.0
 _MOST_FETCHES: Final = 512
+_MOST_STRAYS: Final = 4096
+"""Images asked for in a row of leases that are over: what a worker has asked for when one ends."""
 _READS_AT_ONCE: Final = 8
 _REASON_CHARACTERS: Final = 500
 _MOST_ABSENT: Final = 256
@@ -76,6 +79,8 @@ class Link:
     )
     reads: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_READS_AT_ONCE))
     fetches: set[asyncio.Task[None]] = field(default_factory=set)
+    strays: int = 0
+    """Images asked for of leases that it does not have, since it last asked for one it may have."""
     stats: Mapping[str, float] = field(default_factory=dict)
     refused: bool = False
     """It broke the protocol: an acknowledgement would vouch for what was refused, too."""
@@ -135,6 +140,7 @@ class Conversations:
         self._leader = leader
         self._allowance = Allowance()
         self._steering = steering
+        self._reports = Budget(REPORTS_BYTES)
         self.links: dict[str, Link] = {}
         self.absent: OrderedDict[str, Link] = OrderedDict()
         """Workers that were lost and have not come back; the latest last."""
@@ -197,6 +203,15 @@ class Conversations:
         link.refused = True
         closing = close(link.connection, POLICY_VIOLATION, reason)
         return asyncio.create_task(closing, name=f"close {link.worker}")
+
+    def begun(self, size: int) -> None:
+        """Take note that a report of so many bytes is on its way to disk."""
+        self._reports.take(size)
+
+    def settled(self, link: Link, size: int) -> None:
+        """Take note that a report of so many bytes is on disk, or never will be."""
+        link.unacknowledged.release()
+        self._reports.give_back(size)
 
     # ------------------------------------------------------------------ workers
 
@@ -283,9 +298,7 @@ class Conversations:
                 await link.unacknowledged.acquire()
                 if link.ended:
                     return  # while this waited for the disk
-                lease, reached = message.lease, message.reached
-                report = ev.Reported(session, lease, message.seq, message.items, reached)
-                self._leader.apply(report, link=link, payload=message.rows)
+                await self._take_report(link, message)
             case Want(chunks, width, idle):
                 self._leader.apply(ev.Wanted(session, max(1, chunks), width, idle))
             case Recalled(leases):
@@ -302,10 +315,24 @@ class Conversations:
             case _:
                 raise ProtocolError("hello is said once")
 
+    async def _take_report(self, link: Link, message: Results) -> None:
+        size = len(message.rows)
+        await self._reports.wait(size)
+        try:
+            lease, reached = message.lease, message.reached
+            report = ev.Reported(link.session, lease, message.seq, message.items, reached)
+            self._leader.apply(report, link=link, payload=message.rows)
+        finally:
+            # Whatever goes to disk has taken its own room.
+            self._reports.give_back(size)
+
     def _fetch(self, link: Link, lease: int, items: tuple[int, ...]) -> None:
         if len(link.fetches) + len(items) > _MOST_FETCHES:
             raise ProtocolError(f"more than {_MOST_FETCHES} images asked for at once")
         shard = self._leader.shard_to_read(link, lease, items)
+        link.strays = link.strays + len(items) if shard is None else 0
+        if link.strays > _MOST_STRAYS:
+            raise ProtocolError("asks for nothing but images of leases that it does not have")
         for item in items:
             if shard is None:
                 link.outgoing.send(Image(lease, item, error="the lease is over"))

@@ -7,6 +7,7 @@ One port serves workers, observers and plain HTTP. Who connects is decided in th
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import http
 import ssl
@@ -29,8 +30,15 @@ from caption_flow.orchestrator.server.auth import (
     TokenTable,
     bearer_token,
 )
+from caption_flow.orchestrator.server.guard import (
+    Bounds,
+    Doorkeeper,
+    GuardedConnection,
+    guarded_by,
+    raise_descriptor_limit,
+)
 from caption_flow.orchestrator.server.session import PIECE_BYTES
-from caption_flow.protocol.codec import MAX_FRAME_BYTES
+from caption_flow.protocol.codec import MAX_REPORT_BYTES
 from caption_flow.protocol.version import SUBPROTOCOL, refusal
 
 log = structlog.get_logger()
@@ -38,8 +46,12 @@ log = structlog.get_logger()
 PING_SECONDS: Final = 20.0
 PONG_SECONDS: Final = 60.0
 CLOSE_SECONDS: Final = 2.0
-TLS_HANDSHAKE_SECONDS: Final = 10.0
-"""An honest client needs two round trips; before, the connection is nobody's and costs a socket."""
+OPEN_SECONDS: Final = 10.0
+"""For TLS, and then for the upgrade request, its answer included."""
+MOST_QUEUED_FRAMES: Final = 8
+"""Of one connection, before nothing more is read from it."""
+
+_BOUNDS: Final = Bounds()
 
 Handler = Callable[[ServerConnection, Identity], Awaitable[None]]
 
@@ -51,8 +63,9 @@ class ServerError(Exception):
 class Gate:
     """Decides on each upgrade request. Connections that pass carry their `Identity`."""
 
-    def __init__(self, tokens: TokenTable) -> None:
+    def __init__(self, tokens: TokenTable, doorkeeper: Doorkeeper) -> None:
         self._tokens = tokens
+        self._doorkeeper = doorkeeper
         self._suspicion = Suspicion()
         self._waiting = 0
         # Weakly: a connection may end before anybody asks whose it was.
@@ -66,7 +79,7 @@ class Gate:
         token = bearer_token(request.headers.get("Authorization"))
         identity = None if token is None else self._tokens.identify(token)
         if identity is None:
-            await self._hold_back(address)
+            await self._hold_back(connection, address)
             return connection.respond(
                 http.HTTPStatus.UNAUTHORIZED, "a known token is needed (Authorization: Bearer)\n"
             )
@@ -78,10 +91,14 @@ class Gate:
         why_not = refusal([name.strip() for name in offered])
         if why_not is not None:
             return connection.respond(http.HTTPStatus.UPGRADE_REQUIRED, f"{why_not}\n")
+        if isinstance(connection, GuardedConnection) and not self._doorkeeper.admit(connection):
+            return connection.respond(
+                http.HTTPStatus.SERVICE_UNAVAILABLE, "too many are connected; try again later\n"
+            )
         self._admitted[connection] = identity
         return None
 
-    async def _hold_back(self, address: str) -> None:
+    async def _hold_back(self, connection: ServerConnection, address: str) -> None:
         """Let a stranger wait, if not too many do: the right tokens would wait for room, too."""
         delay = self._suspicion.refuse(address)
         if self._suspicion.is_worth_a_line(address):
@@ -90,7 +107,9 @@ class Gate:
             return
         self._waiting += 1
         try:
-            await asyncio.sleep(delay)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(delay):
+                    await connection.wait_closed()  # who is gone keeps no memory for an answer
         finally:
             self._waiting -= 1
 
@@ -112,13 +131,15 @@ async def listen(
     host: str,
     port: int,
     tls: ssl.SSLContext | None,
+    bounds: Bounds = _BOUNDS,
 ) -> Server:
     """Start listening; ``port`` 0 takes any free one.
 
     Raises:
         ServerError: the port is in use or the address is not this machine's.
     """
-    gate = Gate(tokens)
+    doorkeeper = Doorkeeper(bounds.within(raise_descriptor_limit()))
+    gate = Gate(tokens, doorkeeper)
 
     async def handle(connection: ServerConnection) -> None:
         await handler(connection, gate.identity(connection))
@@ -131,8 +152,11 @@ async def listen(
             process_request=gate,
             subprotocols=[Subprotocol(SUBPROTOCOL)],
             ssl=tls,
-            ssl_handshake_timeout=None if tls is None else TLS_HANDSHAKE_SECONDS,
-            max_size=MAX_FRAME_BYTES,
+            ssl_handshake_timeout=None if tls is None else OPEN_SECONDS,
+            create_connection=guarded_by(doorkeeper),
+            open_timeout=OPEN_SECONDS,
+            max_size=MAX_REPORT_BYTES,
+            max_queue=MOST_QUEUED_FRAMES,
             compression=None,
             write_limit=2 * PIECE_BYTES,
             ping_interval=PING_SECONDS,

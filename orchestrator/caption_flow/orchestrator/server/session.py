@@ -11,14 +11,19 @@ import asyncio
 from collections import deque
 from typing import Final
 
+import structlog
 from websockets.asyncio.server import ServerConnection
 from websockets.exceptions import ConnectionClosed
 
 from caption_flow.protocol.codec import encode
 from caption_flow.protocol.messages import Ack, Image, Message
 
+log = structlog.get_logger()
+
 _MOST_QUEUED: Final = 1024
 PIECE_BYTES: Final = 256 * 1024
+_TAKE_SECONDS: Final = 120.0
+"""For one frame; the socket's own keepalive waits for ever behind what nobody reads."""
 _LAST_WORDS_SECONDS: Final = 2.0
 _CLOSE_REASON_BYTES: Final = 120
 """A close frame holds 125 bytes, two of them the code (RFC 6455, section 5.5.1)."""
@@ -95,9 +100,13 @@ class Outgoing:
                 await self._wake.wait()
                 self._wake.clear()
                 while (frame := self._next()) is not None:
-                    await self._connection.send(frame)
+                    async with asyncio.timeout(_TAKE_SECONDS):
+                        await self._connection.send(frame)
                 self._idle.set()
             await close(self._connection, POLICY_VIOLATION, "too many unread messages")
+        except TimeoutError:
+            log.warning("a connection was closed: its peer reads nothing", seconds=_TAKE_SECONDS)
+            self._abort()
         except ConnectionClosed:
             pass  # whoever reads from the connection learns of it, too, and cleans up
         finally:

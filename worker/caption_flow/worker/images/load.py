@@ -19,6 +19,14 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 
 from caption_flow.protocol.identity import content_hash
 from caption_flow.worker.engines.base import PreparedImage
+from caption_flow.worker.images.cost import (
+    MOST_PIXELS_OF_ICONS,
+    DecodingMemory,
+    bytes_to_decode,
+    largest_icon,
+    largest_size,
+    takes_too_long,
+)
 
 EMPTY: Final = "image_empty"
 UNRECOGNISED: Final = "image_unrecognised"
@@ -28,7 +36,10 @@ TOO_LARGE: Final = "image_too_large"
 IMAGE_ERROR_KINDS: Final = frozenset({EMPTY, UNRECOGNISED, TRUNCATED, CORRUPT, TOO_LARGE})
 
 DEFAULT_MAX_PIXELS_IN: Final = 250_000_000
-"""Largest picture that is decoded, in pixels: about 1 GB of memory while it is being decoded."""
+"""Largest picture that is decoded, in pixels; how large it may be in its format, `cost` says."""
+
+MEMORY: Final = DecodingMemory()
+"""Of this process, whoever decodes in it."""
 
 DEFAULT_MAX_PIXELS_OUT: Final = 2048 * 28 * 28
 """Largest picture handed to an engine, in pixels (1.6 megapixels).
@@ -41,6 +52,7 @@ five times the processor time beside the engine, where one thread does it for al
 
 _NEVER_OPENED: Final = frozenset(
     {
+        "BLP", "ICNS", "IPTC",  # hold pictures of other formats and sizes than their headers tell
         "EPS",  # Pillow runs Ghostscript on it: a program's source from strangers is not a picture
         "BUFR", "GRIB", "HDF5", "MPEG", "WMF",  # recognised by Pillow, but it cannot decode them
     }
@@ -102,12 +114,14 @@ def prepare(
 ) -> LoadedImage:
     """Decode a file's bytes into an upright RGB picture of at most ``max_pixels_out`` pixels.
 
-    Transparency is laid on white; of an animation the first frame is taken; 16-bit samples are
+    Waits while other threads decode so much that there is no memory for it. Transparency is laid on
+    white; of an animation the first frame is taken; 16-bit samples are
     scaled to 8 bits. The shape is kept however extreme: whether an engine accepts it is its own
     affair. ``max_pixels_out=None`` never resizes.
 
     Raises:
-        ImageError: the bytes give no picture, or one of more than ``max_pixels_in`` pixels.
+        ImageError: the bytes give no picture, or one of more than ``max_pixels_in`` pixels, or one
+            that takes too much memory or time to decode.
     """
     if not data:
         raise ImageError(EMPTY, "the file is empty (0 bytes)")
@@ -125,11 +139,11 @@ def _keep_pillow_quiet(max_pixels_in: int) -> None:
 
     Both switches belong to the process. `warnings.catch_warnings` is not safe in threads, so the
     filter is put (back) in front and stays; Pillow's limit is only ever raised, and still guards
-    against pictures nested in others (an icon's PNG), whose size no header of ours tells.
+    against pictures nested in others. It refuses what is twice as large.
     """
     warnings.filterwarnings("ignore", module=r"PIL\.")
-    if Image.MAX_IMAGE_PIXELS is not None and max_pixels_in > Image.MAX_IMAGE_PIXELS:
-        Image.MAX_IMAGE_PIXELS = max_pixels_in
+    if Image.MAX_IMAGE_PIXELS is not None and max_pixels_in > 2 * Image.MAX_IMAGE_PIXELS:
+        Image.MAX_IMAGE_PIXELS = (max_pixels_in + 1) // 2
 
 
 @functools.cache
@@ -149,30 +163,56 @@ def _add_heif() -> None:
 
 
 def _load(data: bytes, max_pixels_in: int, max_pixels_out: int | None) -> LoadedImage:
+    _check_size(largest_icon(data), MOST_PIXELS_OF_ICONS)
     with Image.open(io.BytesIO(data), formats=_formats()) as file:
         # A JPEG from a phone may be called MPO: a JPEG with more pictures behind the first.
         kind = "JPEG" if file.format == "MPO" else file.format or "unknown"
-        _check_size(file.size, max_pixels_in)
-        size = _decode(file, max_pixels_out)
-        _check_size(size, max_pixels_in)
-        turn = _TURNS.get(_orientation(file))
-        # From the stored size, which a draft is only near.
-        pixels = _shrink(_to_eight_bits(file), fit(size, max_pixels_out))
-    pixels = _flatten(pixels)
+        with MEMORY.taken(_affordable(file, data, max_pixels_in)):
+            pixels, size = _upright(file, max_pixels_in, max_pixels_out)
+    prepared = PreparedImage(pixels=pixels, content_hash=content_hash(data))
+    return LoadedImage(prepared, width=size[0], height=size[1], format=kind, file_size=len(data))
+
+
+def _affordable(file: Image.Image, data: bytes, max_pixels_in: int) -> int:
+    """Return the bytes that decoding may take; raises `ImageError` if they, or time, are many."""
+    _check_size(largest_size(file), max_pixels_in)
+    reason = takes_too_long(file, data)
+    if reason is not None:
+        raise ImageError(TOO_LARGE, reason)
+    size = bytes_to_decode(file)
+    if size > MEMORY.most:
+        raise ImageError(
+            TOO_LARGE,
+            f"the picture has {file.width} x {file.height} pixels: decoding such a {file.format} "
+            f"may take {size / 2**30:.1f} GiB of memory; the limit is {MEMORY.most / 2**30:.1f}",
+        )
+    return size
+
+
+def _upright(
+    file: Image.Image, max_pixels_in: int, max_pixels_out: int | None
+) -> tuple[Image.Image, tuple[int, int]]:
+    """Decode; return the picture and the size it had before it was shrunk, both upright."""
+    size = _decode(file, max_pixels_out)
+    _check_size(size, max_pixels_in)
+    turn = _TURNS.get(_orientation(file))
+    # From the stored size, which a draft is only near.
+    pixels = _flatten(_shrink(_to_eight_bits(file), fit(size, max_pixels_out)))
     if turn is not None:
         pixels = pixels.transpose(turn)
         if turn in _SWAPS_SIDES:
             size = (size[1], size[0])
     # What is left in `info` (a transparent colour, say) no longer describes these pixels.
     pixels.info.clear()
-    prepared = PreparedImage(pixels=pixels, content_hash=content_hash(data))
-    return LoadedImage(prepared, width=size[0], height=size[1], format=kind, file_size=len(data))
+    return pixels, size
 
 
 _SWAPS_SIDES: Final = frozenset(_TURNS[orientation] for orientation in (5, 6, 7, 8))
 
 
-def _check_size(size: tuple[int, int], max_pixels_in: int) -> None:
+def _check_size(size: tuple[int, int] | None, max_pixels_in: int) -> None:
+    if size is None:
+        return
     width, height = size
     if width < 1 or height < 1:
         raise ImageError(CORRUPT, f"the picture claims to have {width} x {height} pixels")
