@@ -102,7 +102,7 @@ def test_what_was_there_can_be_kept_and_put_back(here: Path) -> None:
     ("arguments", "says"),
     [
         (("--filter", "widht > 3"), "--filter: .*widht"),
-        (("--template", "{short}"), "--template is about txt files"),
+        (("--template", "{short}"), "--template means nothing with --format jsonl"),
         (("--format", "txt", "--template", "{no}", "--output", "photos"), "no column named 'no'"),
         (("--format", "txt", "--export-column", "shrt"), "did you mean 'short'"),
         (

@@ -37,15 +37,29 @@ class Exported:
 
     def is_ours(self, path: Path, content: bytes) -> bool:
         """Tell whether the file's present content is what we wrote there last."""
-        query = "SELECT digest FROM written WHERE path = ?"
-        with closing(self._connection.execute(query, (_key(path),))) as rows:
-            row = rows.fetchone()
-        return row is not None and row[0] == _digest(content)
+        return self._written(path) == _digest(content)
 
     def remember(self, path: Path, content: bytes) -> None:
         """Note what a file holds now that we have written it."""
+        self._note(path, _digest(content))
+
+    def has_ours(self, path: Path) -> bool:
+        """Tell the same of a file of any size, which is read."""
+        return self._written(path) == _digest_of_file(path)
+
+    def remember_file(self, path: Path) -> None:
+        """Note what a file of any size holds, which is read."""
+        self._note(path, _digest_of_file(path))
+
+    def _written(self, path: Path) -> bytes | None:
+        query = "SELECT digest FROM written WHERE path = ?"
+        with closing(self._connection.execute(query, (_key(path),))) as rows:
+            row = rows.fetchone()
+        return None if row is None else bytes(row[0])
+
+    def _note(self, path: Path, digest: bytes) -> None:
         self._connection.execute(
-            "INSERT OR REPLACE INTO written VALUES (?, ?)", (_key(path), _digest(content))
+            "INSERT OR REPLACE INTO written VALUES (?, ?)", (_key(path), digest)
         )
 
 
@@ -142,3 +156,8 @@ def _key(path: Path) -> bytes:
 
 def _digest(content: bytes) -> bytes:
     return hashlib.blake2b(content, digest_size=16).digest()
+
+
+def _digest_of_file(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).digest()
