@@ -151,7 +151,7 @@ def export(
         bool,
         typer.Option(
             "--undo",
-            help="Put back what the last txt, json or webshart export replaced; write nothing else.",
+            help="Put back what the last txt, json or webshart export replaced; do nothing else.",
         ),
     ] = False,
     as_json: Annotated[

@@ -68,7 +68,7 @@ def test_a_limit_bounds_the_rows(tmp_path: Path, write: OneFile) -> None:
         assert write(StorageExporter(reading(reader, limit)), tmp_path / "out") == limit
 
 
-@pytest.mark.parametrize("write", ONE_FILE)
+@pytest.mark.parametrize("write", [*ONE_FILE, *OF_TEXTS])
 def test_an_export_that_fails_midway_leaves_what_was_there(tmp_path: Path, write: OneFile) -> None:
     class Damaged(Stored):
         def batches(
@@ -84,12 +84,12 @@ def test_an_export_that_fails_midway_leaves_what_was_there(tmp_path: Path, write
     assert (tmp_path / "out").read_text() == "last week's"
 
 
-@pytest.mark.parametrize("write", ONE_FILE)
+@pytest.mark.parametrize("write", [*ONE_FILE, *OF_TEXTS])
 def test_a_full_disk_is_an_error_that_names_the_file_and_leaves_what_was_there(
     tmp_path: Path, write: OneFile
 ) -> None:
     (tmp_path / "out").write_text("last week's")
-    rows = [stored(index, title=os.urandom(500).hex()) for index in range(100)]
+    rows = [stored(index, captions=[os.urandom(500).hex()]) for index in range(100)]
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
     try:
@@ -116,7 +116,7 @@ def test_a_pipe_whose_reader_has_gone_is_named(tmp_path: Path, write: OneFile) -
     assert pipe.is_fifo()
 
 
-@pytest.mark.parametrize("write", ONE_FILE)
+@pytest.mark.parametrize("write", [*ONE_FILE, *OF_TEXTS])
 def test_a_place_that_cannot_be_written_is_named(tmp_path: Path, write: OneFile) -> None:
     (tmp_path / "file").touch()
     (tmp_path / "folder").mkdir()
@@ -128,7 +128,7 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path: Path, write: OneFile)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder"]
 
 
-@pytest.mark.parametrize("write", ONE_FILE)
+@pytest.mark.parametrize("write", [*ONE_FILE, *OF_TEXTS])
 def test_a_link_stays_a_link_and_the_file_it_names_is_replaced(
     tmp_path: Path, write: OneFile
 ) -> None:
@@ -140,7 +140,7 @@ def test_a_link_stays_a_link_and_the_file_it_names_is_replaced(
     assert (tmp_path / "real" / "file").read_bytes() != b"old"
 
 
-@pytest.mark.parametrize("write", ONE_FILE)
+@pytest.mark.parametrize("write", [*ONE_FILE, *OF_TEXTS])
 def test_an_export_is_on_the_disk_when_it_is_reported(
     tmp_path: Path, write: OneFile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -162,7 +162,7 @@ def test_a_pipe_is_written_to_and_not_replaced(tmp_path: Path) -> None:
     assert pipe.is_fifo()
 
 
-@pytest.mark.parametrize("write", ONE_FILE)
+@pytest.mark.parametrize("write", [*ONE_FILE, *OF_TEXTS])
 def test_a_store_with_columns_and_no_rows_gives_a_file_without_rows(
     tmp_path: Path, write: OneFile
 ) -> None:
