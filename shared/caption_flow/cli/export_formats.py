@@ -32,7 +32,7 @@ from caption_flow.storage.exporter.sidecars import keep_beside
 from caption_flow.storage.exporter.simpletuner import export_simpletuner
 from caption_flow.storage.exporter.texts import DEFAULT_COLUMN, Wording
 from caption_flow.storage.exporter.txt import export_txt
-from caption_flow.storage.exporter.webshart import export_webshart, has_metadata
+from caption_flow.storage.exporter.webshart import export_webshart, has_metadata, require_metadata
 
 ALL: Final = "all"
 DEFAULT_NAME: Final = "default"
@@ -159,12 +159,14 @@ def _json(request: Request, contents: StorageContents) -> list[ExportReport]:
 
 
 def _webshart(request: Request, contents: StorageContents) -> list[ExportReport]:
+    listing = _listing(request, contents)
+    require_metadata(request.output)
     with _replaced(request) as replaced:
         return [
             export_webshart(
                 contents,
                 request.output,
-                _listing(request, contents),
+                listing,
                 existing=request.existing,  # type: ignore[arg-type]  # append has been refused
                 replaced=replaced,
             )

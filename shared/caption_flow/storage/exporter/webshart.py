@@ -59,10 +59,7 @@ def export_webshart(
         with naming(metadata_path):
             files = _files(metadata_path, list(shards))
         if shards and not files:
-            raise ExportError(
-                f"there is no webshart metadata at {displayed(str(metadata_path))!r} for "
-                f"{', '.join(list(shards)[:3])}{', …' if len(shards) > 3 else ''}: {HOW_TO_MAKE}"
-            )
+            raise ExportError(_missing(metadata_path, tuple(shards)))
         for shard, items in shards.items():
             if shard in files:
                 _Shard(shard, files[shard], existing, replaced, report).write(_of(rows, shard))
@@ -70,6 +67,12 @@ def export_webshart(
                 report.skip(Skip.BAD_NAME, f"the shard {displayed(shard)!r} has no metadata file")
                 report.skipped[Skip.BAD_NAME] += items - 1
     return report
+
+
+def require_metadata(folder: Path) -> None:
+    """Raise `ExportError` if a folder has nothing that might be webshart's metadata."""
+    if next(folder.rglob("*.json"), None) is None:
+        raise ExportError(_missing(folder))
 
 
 def has_metadata(folder: Path, shards: Iterable[str]) -> bool:
@@ -132,6 +135,11 @@ class _Shard:
         report.written += 1
         report.replaced += had is not None
         return True
+
+
+def _missing(path: Path, shards: Sequence[str] = ()) -> str:
+    whose = f" for {', '.join(shards[:3])}{', …' if len(shards) > 3 else ''}" if shards else ""
+    return f"there is no webshart metadata at {displayed(str(path))!r}{whose}: {HOW_TO_MAKE}"
 
 
 def _files(metadata_path: Path, shards: Sequence[str]) -> dict[str, Path]:
