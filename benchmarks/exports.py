@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import datetime as dt
 import json
+import multiprocessing
 import os
 import random
 import sys
@@ -41,9 +42,10 @@ def make_run(data_dir: Path, rows: int) -> None:
     data_dir.mkdir()
     chance = random.Random(1)
     texts = [" ".join(chance.choices(WORDS, k=60)) for _ in range(1000)]
+    same = same_in_all(ROWS_OF_A_PART)
     with closing(open_for_writing(data_dir)) as ledger:
         for number, first in enumerate(range(0, rows, ROWS_OF_A_PART), start=1):
-            table = some_rows(first, min(ROWS_OF_A_PART, rows - first), texts)
+            table = some_rows(same.slice(0, rows - first), first, texts)
             part = write_part(data_dir / PARTS_FOLDER, number, table)
             ledger.execute(
                 "INSERT INTO parts (part, file, rows, bytes, checksum, counts, recorded_at) "
@@ -54,11 +56,10 @@ def make_run(data_dir: Path, rows: int) -> None:
                 ledger.execute("INSERT INTO part_ranges VALUES (?, ?, ?)", (number, shard, b""))
 
 
-def some_rows(first: int, count: int, texts: list[str]) -> pa.Table:
-    """Return rows of one part."""
-    schema = stored_schema(("captions",))
+def same_in_all(count: int) -> pa.Table:
+    """Return what so many rows have in common."""
     stats = {"stage": "default", "tokens_in": 500, "tokens_out": 80, "finish_reasons": ["stop"]}
-    same: dict[str, Any] = {
+    row: dict[str, Any] = {
         "image_width": 1024,
         "image_height": 768,
         "image_format": "JPEG",
@@ -71,15 +72,32 @@ def some_rows(first: int, count: int, texts: list[str]) -> pa.Table:
         "contributor": "somebody",
         "worker": "worker-0",
         "flags": [],
+        **dict.fromkeys(("item_key", "filename", "shard", "chunk_id"), ""),
+        "item_index": 0,
+        "captions": [],
     }
-    rows = []
-    for at in range(first, first + count):
-        shard = f"{at // TAR:05d}.tar"
-        name = f"{shard}/image_{at:09d}.jpg"
-        own = {"item_key": name, "filename": name, "shard": shard, "chunk_id": f"{shard}:0"}
-        text = f"{texts[at % len(texts)]} {at}"
-        rows.append(same | own | {"item_index": at % TAR, "captions": [text]})
-    return pa.Table.from_pylist(rows, schema)
+    return pa.Table.from_pylist([row] * count, stored_schema(("captions",)))
+
+
+def some_rows(same: pa.Table, first: int, texts: list[str]) -> pa.Table:
+    """Return rows of one part: the ``same``, with what is each one's own."""
+    numbers = range(first, first + same.num_rows)
+    shards = [f"{at // TAR:05d}.tar" for at in numbers]
+    names = [f"{shard}/image_{at:09d}.jpg" for shard, at in zip(shards, numbers, strict=True)]
+    own = {
+        "item_key": names,
+        "filename": names,
+        "shard": shards,
+        "chunk_id": [f"{shard}:0" for shard in shards],
+        "item_index": [at % TAR for at in numbers],
+        "captions": [[f"{texts[at % len(texts)]} {at}"] for at in numbers],
+    }
+    for name, values in own.items():
+        field = same.schema.field(name)
+        same = same.set_column(
+            same.schema.get_field_index(name), field, pa.array(values, field.type)
+        )
+    return same
 
 
 def make_webshart(folder: Path, rows: int) -> None:
@@ -112,7 +130,13 @@ def main() -> None:
     figures = {}
     with tempfile.TemporaryDirectory(prefix="caption-flow-exports-") as made:
         data_dir = Path(made) / "run"
-        make_run(data_dir, asked.rows)
+        # In a process of its own: a child's peak counts from what its parent held.
+        maker = multiprocessing.get_context("spawn").Process(
+            target=make_run, args=(data_dir, asked.rows)
+        )
+        maker.start()
+        maker.join()
+        assert maker.exitcode == 0
         for format_ in asked.formats.split(","):
             output = Path(made) / format_
             if format_ == "webshart":

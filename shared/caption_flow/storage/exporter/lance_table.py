@@ -23,8 +23,6 @@ from caption_flow.storage.exporter.report import ExportReport
 
 HOW_TO_INSTALL: Final = "pip install 'caption-flow[lance]'"
 _VERSIONS: Final = "_versions"
-_ROWS_AT_ONCE: Final = 8192
-"""Lance has a task for each column of a batch, and as many batches in memory."""
 
 
 def export_lance(
@@ -84,10 +82,8 @@ class _Source:
     def _counted(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         try:
             for batch in batches:
-                for start in range(0, batch.num_rows, _ROWS_AT_ONCE):
-                    some = batch.slice(start, _ROWS_AT_ONCE)
-                    self._report.written += some.num_rows
-                    yield some
+                self._report.written += batch.num_rows
+                yield batch
         except BaseException as error:
             self.error = error
             raise

@@ -15,7 +15,7 @@ from caption_flow.storage.exporter.columns import require
 from caption_flow.storage.exporter.output_file import output_file
 from caption_flow.storage.exporter.report import ExportReport
 
-ROW_GROUP_BYTES: Final = 64 * 2**20
+ROW_GROUP_BYTES: Final = 32 * 2**20
 """In memory, before compression: parts and buffered batches are small, row groups should not be."""
 _HARDER: Final = 15
 """Of zstd's 22 levels; more cost much time and much memory, and give little."""
@@ -63,6 +63,9 @@ def write_parquet(
         for group in row_groups(batches):
             writer.write_table(group)
             report.written += group.num_rows
+            # Arrow keeps what it once had: at the next group that would be there twice.
+            del group
+            pa.default_memory_pool().release_unused()
 
 
 def row_groups(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:

@@ -28,7 +28,7 @@ SCHEMA: Final = pa.schema(
     ]
 )
 _SIZE: Final = ("image_width", "image_height")
-_ROWS_AT_ONCE: Final = 10_000
+_ROWS_AT_ONCE: Final = 1024
 
 
 def export_simpletuner(
