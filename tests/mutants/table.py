@@ -39,6 +39,11 @@ HUB_TESTS: Final = (
 )
 TAR_TESTS: Final = ("tests/integration/orchestrator/test_tars.py",)
 OBJECT_TESTS: Final = ("tests/integration/places/test_objects.py",)
+EXPORTER: Final = f"{STORAGE}/exporter"
+EXPORT_TESTS: Final = (
+    "tests/unit/storage/test_export_trainers.py",
+    "tests/unit/storage/test_export_readers.py",
+)
 GPU_TESTS: Final = ("tests/unit/cli/test_gpus.py", "tests/unit/engines/test_devices.py")
 OUTBOX_TESTS: Final = ("tests/unit/worker/test_outbox.py", "tests/property/test_outbox.py")
 
@@ -986,6 +991,55 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
         "on=_BrokenOffError,",
         "on=ZeroDivisionError,",
         OBJECT_TESTS,
+    ),
+    # ------------------------------------------------------------------ exports
+    Mutant(
+        "failed item in a list",
+        "a list for trainers holds captioned items only",
+        f"{EXPORTER}/captioned.py",
+        'if row["status"] == FAILED:',
+        'if row["status"] is None:',
+        EXPORT_TESTS,
+    ),
+    Mutant(
+        "one key for two images",
+        "no image gets another one's caption",
+        f"{EXPORTER}/kohya.py",
+        "owner = claims.take(claim)",
+        "owner = None",
+        EXPORT_TESTS,
+    ),
+    Mutant(
+        "namesakes share metadata",
+        "captions go into the metadata of their own tar",
+        f"{EXPORTER}/webshart.py",
+        "if namesakes == 1 else (name,)",
+        "if namesakes else (name,)",
+        EXPORT_TESTS,
+    ),
+    Mutant(
+        "webshart outside the folder",
+        "a shard's name leads to no file outside the folder",
+        f"{EXPORTER}/webshart.py",
+        'if ".." in name.split("/") or name.startswith("/"):',
+        "if not name:",
+        EXPORT_TESTS,
+    ),
+    Mutant(
+        "half a lance dataset",
+        "an export that fails leaves nothing new behind",
+        f"{EXPORTER}/lance_table.py",
+        "shutil.rmtree(output_path, ignore_errors=True)",
+        "pass",
+        EXPORT_TESTS,
+    ),
+    Mutant(
+        "lance over something else",
+        "what is no Lance dataset is left as it is",
+        f"{EXPORTER}/lance_table.py",
+        "if os.path.lexists(path) and",
+        "if not os.path.lexists(path) and",
+        EXPORT_TESTS,
     ),
     # ------------------------------------------------------------------ which GPUs
     _gpus(
