@@ -23,6 +23,8 @@ from caption_flow.storage.exporter.report import ExportReport
 
 HOW_TO_INSTALL: Final = "pip install 'caption-flow[lance]'"
 _VERSIONS: Final = "_versions"
+_BUFFERED_BYTES: Final = 4 * 2**20
+"""Of each column; with Lance's own 8 MiB, ten million rows took 600 MB of memory."""
 
 
 def export_lance(
@@ -45,7 +47,10 @@ def export_lance(
         output_path.parent.mkdir(parents=True, exist_ok=True)
         try:
             written = lance.write_dataset(
-                source.reader(), output_path, mode="create" if is_new else "overwrite"
+                source.reader(),
+                output_path,
+                mode="create" if is_new else "overwrite",
+                data_cache_bytes=_BUFFERED_BYTES,
             )
             if optimize:
                 written.cleanup_old_versions(
