@@ -994,6 +994,14 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
     ),
     # ------------------------------------------------------------------ exports
     Mutant(
+        "undo of the last format only",
+        "--undo takes back all formats of one export",
+        f"{STORAGE}/exported.py",
+        "if last != self._export:",
+        "if True:",
+        ("tests/unit/storage/test_undo.py",),
+    ),
+    Mutant(
         "failed item in a list",
         "a list for trainers holds captioned items only",
         f"{EXPORTER}/captioned.py",

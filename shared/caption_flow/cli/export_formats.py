@@ -5,10 +5,11 @@
 
 from __future__ import annotations
 
+import secrets
 import sqlite3
 from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Final
@@ -61,6 +62,8 @@ class Request:
     include_empty: bool = False
     optimize: bool = False
     as_json: bool = False
+    number: int = field(default_factory=lambda: secrets.randbits(31))
+    """Tells this export from others: `--undo` takes back all formats of one."""
 
 
 Export = Callable[[Request, StorageContents], list[ExportReport]]
@@ -178,7 +181,7 @@ def _replaced(request: Request) -> Iterator[Replaced]:
     """Open the record that `--undo` goes by; without it, nothing is replaced."""
     with ExitStack() as stack:
         try:
-            record = stack.enter_context(replaced_by_export(request.data_dir))
+            record = stack.enter_context(replaced_by_export(request.data_dir, request.number))
         except (sqlite3.DatabaseError, OSError) as error:
             raise ExportError(
                 f"what files hold before they are replaced cannot be kept in "

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import secrets
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -100,8 +101,9 @@ def written_by(data_dir: Path) -> Iterator[Exported | None]:
 class Replaced:
     """What files held before the export that is under way, or the last one, replaced it."""
 
-    def __init__(self, connection: sqlite3.Connection) -> None:
+    def __init__(self, connection: sqlite3.Connection, export: int) -> None:
         self._connection = connection
+        self._export = export
         self._is_new = True
 
     def note(self, path: Path, before: bytes, after: bytes) -> None:
@@ -112,10 +114,16 @@ class Replaced:
         """
         if self._is_new:
             self._is_new = False
-            self._connection.execute("DELETE FROM replaced")
+            self._forget_earlier()
         self._connection.execute(
             "INSERT OR IGNORE INTO replaced VALUES (?, ?, ?)", (_key(path), before, _digest(after))
         )
+
+    def _forget_earlier(self) -> None:
+        (last,) = self._connection.execute("PRAGMA user_version").fetchone()
+        if last != self._export:
+            self._connection.execute("DELETE FROM replaced")
+            self._connection.execute(f"PRAGMA user_version = {self._export:d}")
 
     def __iter__(self) -> Iterator[tuple[Path, bytes]]:
         """Yield what can be put back, and forget it once it has been."""
@@ -137,8 +145,10 @@ class Replaced:
 
 
 @contextmanager
-def replaced_by_export(data_dir: Path) -> Iterator[Replaced]:
+def replaced_by_export(data_dir: Path, export: int | None = None) -> Iterator[Replaced]:
     """Open the record of what exports replace.
+
+    ``export`` tells exports apart: one that opens the record several times names it (31 bits).
 
     Raises:
         sqlite3.DatabaseError: the record is damaged or cannot be written.
@@ -147,7 +157,7 @@ def replaced_by_export(data_dir: Path) -> Iterator[Replaced]:
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = NORMAL")
         connection.execute(_REPLACED)
-        yield Replaced(connection)
+        yield Replaced(connection, secrets.randbits(31) if export is None else export)
 
 
 def _key(path: Path) -> bytes:
