@@ -6,6 +6,7 @@ then, and can ask for earlier ones (``lance.dataset(PATH, version=N)``). pylance
 
 from __future__ import annotations
 
+import inspect
 import os
 import shutil
 from collections.abc import Iterable, Iterator
@@ -25,6 +26,9 @@ HOW_TO_INSTALL: Final = "pip install 'caption-flow[lance]'"
 _VERSIONS: Final = "_versions"
 _BUFFERED_BYTES: Final = 4 * 2**20
 """Of each column; with Lance's own 8 MiB, ten million rows took 600 MB of memory."""
+
+_ROWS_OF_A_FILE: Final = 2**18
+"""A quarter of Lance's own, for pylance 8, which buffers more where files are larger."""
 
 
 def export_lance(
@@ -50,7 +54,7 @@ def export_lance(
                 source.reader(),
                 output_path,
                 mode="create" if is_new else "overwrite",
-                data_cache_bytes=_BUFFERED_BYTES,
+                **_bounded_memory(lance),
             )
             if optimize:
                 written.cleanup_old_versions(
@@ -111,6 +115,13 @@ def _pylance() -> Any:
             f"lance needs pylance, which is not installed: {HOW_TO_INSTALL}"
         ) from error
     return lance
+
+
+def _bounded_memory(lance: Any) -> dict[str, int]:
+    """Return the options that bound what Lance buffers."""
+    if "data_cache_bytes" in inspect.signature(lance.write_dataset).parameters:
+        return {"data_cache_bytes": _BUFFERED_BYTES}
+    return {"max_rows_per_file": _ROWS_OF_A_FILE}
 
 
 def _is_new(path: Path) -> bool:
