@@ -1045,8 +1045,8 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
         "lance over something else",
         "what is no Lance dataset is left as it is",
         f"{EXPORTER}/lance_table.py",
-        "if os.path.lexists(path) and",
-        "if not os.path.lexists(path) and",
+        "if not is_free:",
+        "if False:",
         EXPORT_TESTS,
     ),
     # ------------------------------------------------------------------ which GPUs

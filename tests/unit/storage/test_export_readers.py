@@ -126,6 +126,16 @@ def test_a_lance_export_that_fails_midway_leaves_what_was_there(
     assert lance.dataset(path).count_rows() == 3
 
 
+def test_what_an_export_that_was_killed_has_left_is_in_nobodys_way(tmp_path: Path) -> None:
+    path = tmp_path / "out.lance"
+    (path / "data").mkdir(parents=True)
+    (path / "data" / "0123.lance").write_bytes(b"half")
+    export_lance(reading(Stored(ROWS)), path)
+    assert lance.dataset(path).count_rows() == 3
+    export_lance(reading(Stored(ROWS)), path, optimize=True)
+    assert len(list((path / "data").iterdir())) == 1
+
+
 def test_what_is_no_lance_dataset_is_left_as_it_is(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     (tmp_path / "folder").mkdir()

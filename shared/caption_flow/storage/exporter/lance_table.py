@@ -24,9 +24,9 @@ from caption_flow.storage.exporter.report import ExportReport
 
 HOW_TO_INSTALL: Final = "pip install 'caption-flow[lance]'"
 _VERSIONS: Final = "_versions"
+_OF_A_DATASET: Final = frozenset({"data", "_transactions", _VERSIONS})
 _BUFFERED_BYTES: Final = 4 * 2**20
 """Of each column; with Lance's own 8 MiB, ten million rows took 600 MB of memory."""
-
 _ROWS_OF_A_FILE: Final = 2**18
 """A quarter of Lance's own, for pylance 8, which buffers more where files are larger."""
 
@@ -45,6 +45,7 @@ def export_lance(
     require(contents)
     lance = _pylance()
     is_new = _is_new(output_path)
+    was_there = os.path.lexists(output_path)
     report = ExportReport(output_path)
     source = _Source(contents, report)
     with naming(output_path):
@@ -62,7 +63,7 @@ def export_lance(
                 )
             _sync(output_path)
         except BaseException:
-            if is_new:
+            if not was_there:
                 shutil.rmtree(output_path, ignore_errors=True)
             if source.error is not None:
                 # Lance hands it on as an error of its own, with a traceback for a message.
@@ -129,7 +130,11 @@ def _is_new(path: Path) -> bool:
     if (path / _VERSIONS).is_dir():
         return False
     with naming(path):
-        if os.path.lexists(path) and not (path.is_dir() and not any(path.iterdir())):
+        # An export that was killed before its first version has left data and no version.
+        is_free = not os.path.lexists(path) or (
+            path.is_dir() and _OF_A_DATASET.issuperset(entry.name for entry in path.iterdir())
+        )
+        if not is_free:
             raise ExportError(f"{str(path)!r} exists and is no Lance dataset: it is left as it is")
     return True
 
