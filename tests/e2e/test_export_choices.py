@@ -102,7 +102,10 @@ def test_what_was_there_can_be_kept_and_put_back(here: Path) -> None:
     ("arguments", "says"),
     [
         (("--filter", "widht > 3"), "--filter: .*widht"),
-        (("--template", "{short}"), "--template is about txt files"),
+        (("--template", "{short}"), "--template means nothing with --format jsonl"),
+        (("--optimize", "--format", "csv"), "--optimize means nothing with --format csv"),
+        (("--per-field", "--format", "all"), "--per-field means nothing with --format all"),
+        (("--format", "webshart", "--export-column", "short"), "there is no webshart metadata"),
         (("--format", "txt", "--template", "{no}", "--output", "photos"), "no column named 'no'"),
         (("--format", "txt", "--export-column", "shrt"), "did you mean 'short'"),
         (
@@ -118,3 +121,54 @@ def test_a_mistake_changes_nothing(here: Path, arguments: tuple[str, ...], says:
     (error,) = finished.errors
     assert re.search(says, error)
     assert sorted(here.rglob("*")) == before
+
+
+def test_all_formats_are_made_at_once_and_what_cannot_be_made_is_named(here: Path) -> None:
+    done = export(here, "--format", "all", "--output", "photos", "--export-column", "short")
+    written = {path.relative_to(here / "photos").as_posix() for path in (here / "photos").iterdir()}
+    tables = {f"default.{suffix}" for suffix in ("jsonl", "csv", "parquet", "lance")}
+    assert written >= tables | {"metadata.json", "metadata.jsonl", "captions.parquet"}
+    assert len(texts(here)) == 4
+    assert len(list((here / "photos").glob("0*.json"))) == 4
+    assert "Note: webshart was left out: there is no webshart metadata" in done.out
+    again = export(here, "--format", "all", "--output", "photos", "--export-column", "short")
+    assert "backed up" not in again.out
+    assert not list((here / "photos").glob("*.bak*"))
+
+
+def test_a_choice_that_suits_no_text_stops_all_formats_before_the_first(here: Path) -> None:
+    before = sorted(here.rglob("*"))
+    arguments = ("export", "--data-dir", "results", "--format", "all", "--output", "photos")
+    finished = caption_flow(*arguments, cwd=here)
+    assert finished.code == 2
+    assert "--export-column" in finished.errors[0]
+    assert sorted(here.rglob("*")) == before
+
+
+def test_lists_for_trainers_have_the_words_that_are_asked_for(here: Path) -> None:
+    words = ("--export-column", "short", "--prefix", "ohwx, ", "--output", "photos")
+    to_txt(here, "--export-column", "short", "--prefix", "ohwx, ")
+    expected = {Path(name).stem: text for name, text in texts(here).items()}
+    export(here, "--format", "kohya", *words)
+    kohya = json.loads((here / "photos/metadata.json").read_text())
+    assert {Path(key).stem: entry["caption"] for key, entry in kohya.items()} == expected
+    assert all(Path(key).is_file() for key in kohya), "by absolute paths, beside the images"
+    export(here, "--format", "imagefolder", *words)
+    lines = (here / "photos/metadata.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
+    assert {Path(row["file_name"]).stem: row["text"] for row in rows} == expected
+
+
+def test_somebody_elses_metadata_is_kept_beside_ours_and_ours_is_replaced(here: Path) -> None:
+    theirs = '{"file_name": "0000.png", "licence": "mine"}\n'
+    (here / "photos/metadata.jsonl").write_text(theirs)
+    arguments = ("--format", "imagefolder", "--output", "photos")
+    left = export(here, *arguments, "--export-column", "short", "--existing", "skip")
+    assert "1 skipped (existing)" in left.out
+    assert (here / "photos/metadata.jsonl").read_text() == theirs
+    first = export(here, *arguments, "--export-column", "short")
+    assert "1 backed up (.bak)" in first.out
+    assert (here / "photos/metadata.jsonl.bak").read_text() == theirs
+    second = export(here, *arguments, "--export-column", "long")
+    assert "backed up" not in second.out
+    assert len(list((here / "photos").glob("metadata.jsonl*"))) == 2

@@ -79,6 +79,11 @@ HOSTILE_TESTS: Final = (
     "tests/integration/orchestrator/test_hostile_peers.py",
 )
 BOMB_TESTS: Final = ("tests/unit/images/test_bombs.py",)
+EXPORTER: Final = f"{STORAGE}/exporter"
+EXPORT_TESTS: Final = (
+    "tests/unit/storage/test_export_trainers.py",
+    "tests/unit/storage/test_export_readers.py",
+)
 OUTBOX_TESTS: Final = ("tests/unit/worker/test_outbox.py", "tests/property/test_outbox.py")
 
 
@@ -1820,5 +1825,61 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
         "threads that decode share one limit of memory",
         "self._freed.wait_for(lambda: self._taken + size <= self.most)",
         "self._freed.wait_for(lambda: size <= self.most)",
+    ),
+    Mutant(
+        "undo of the last format only",
+        "--undo takes back all formats of one export",
+        f"{STORAGE}/exported.py",
+        "if last != self._export:",
+        "if True:",
+        ("tests/unit/storage/test_undo.py",),
+    ),
+    Mutant(
+        "failed item in a list",
+        "a list for trainers holds captioned items only",
+        f"{EXPORTER}/captioned.py",
+        'if row["status"] == FAILED:',
+        'if row["status"] is None:',
+        EXPORT_TESTS,
+    ),
+    Mutant(
+        "one key for two images",
+        "no image gets another one's caption",
+        f"{EXPORTER}/kohya.py",
+        "owner = claims.take(claim)",
+        "owner = None",
+        EXPORT_TESTS,
+    ),
+    Mutant(
+        "namesakes share metadata",
+        "captions go into the metadata of their own tar",
+        f"{EXPORTER}/webshart.py",
+        "if namesakes == 1 else (name,)",
+        "if namesakes else (name,)",
+        EXPORT_TESTS,
+    ),
+    Mutant(
+        "webshart outside the folder",
+        "a shard's name leads to no file outside the folder",
+        f"{EXPORTER}/webshart.py",
+        'if ".." in name.split("/") or name.startswith("/"):',
+        "if not name:",
+        EXPORT_TESTS,
+    ),
+    Mutant(
+        "half a lance dataset",
+        "an export that fails leaves nothing new behind",
+        f"{EXPORTER}/lance_table.py",
+        "shutil.rmtree(output_path, ignore_errors=True)",
+        "pass",
+        EXPORT_TESTS,
+    ),
+    Mutant(
+        "lance over something else",
+        "what is no Lance dataset is left as it is",
+        f"{EXPORTER}/lance_table.py",
+        "if not is_free:",
+        "if False:",
+        EXPORT_TESTS,
     ),
 )

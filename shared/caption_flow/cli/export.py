@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
 
@@ -22,6 +22,18 @@ class Format(StrEnum):
     JSON = "json"
     CSV = "csv"
     PARQUET = "parquet"
+    LANCE = "lance"
+    KOHYA = "kohya"
+    IMAGEFOLDER = "imagefolder"
+    SIMPLETUNER = "simpletuner"
+    WEBSHART = "webshart"
+    ALL = "all"
+
+
+_OF_TEXTS: Final = frozenset(
+    {Format.TXT, Format.KOHYA, Format.IMAGEFOLDER, Format.SIMPLETUNER, Format.WEBSHART, Format.ALL}
+)
+_OPTIMIZED: Final = frozenset({Format.LANCE, Format.PARQUET, Format.ALL})
 
 
 class Existing(StrEnum):
@@ -46,7 +58,7 @@ def export(
         Path, typer.Option(metavar="DIR", help="Folder of the run (storage.data_dir).")
     ] = Path("./caption_data"),
     format_: Annotated[
-        Format, typer.Option("--format", metavar="NAME", help="txt, jsonl, json, csv or parquet.")
+        Format, typer.Option("--format", metavar="NAME", help=f"{', '.join(Format)}; see above.")
     ] = Format.JSONL,
     output: Annotated[
         Path,
@@ -58,7 +70,7 @@ def export(
         list[str] | None,
         typer.Option(
             metavar="LIST",
-            help="Output fields that go into txt files, comma-separated, in this order. "
+            help="Output fields that texts are made of, comma-separated, in this order. "
             "[default: captions, or the only one]",
         ),
     ] = None,
@@ -72,14 +84,14 @@ def export(
         str | None,
         typer.Option(
             metavar="TEXT",
-            help="Text of each item, made of fields and columns: '{caption}, {column:tags}' (txt).",
+            help="Text of each item, made of fields and columns: '{caption}, {column:tags}'.",
         ),
     ] = None,
     prefix: Annotated[
         str,
-        typer.Option(metavar="TEXT", help="Put before each text, such as a trigger word (txt)."),
+        typer.Option(metavar="TEXT", help="Put before each text, such as a trigger word."),
     ] = "",
-    suffix: Annotated[str, typer.Option(metavar="TEXT", help="Put after each text (txt).")] = "",
+    suffix: Annotated[str, typer.Option(metavar="TEXT", help="Put after each text.")] = "",
     filename_column: Annotated[
         str,
         typer.Option(metavar="NAME", help="Column with the image's path within the dataset."),
@@ -87,7 +99,8 @@ def export(
     columns: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="LIST", help="Columns to write, comma-separated. Not for txt. [default: all]"
+            metavar="LIST",
+            help="Columns to write, comma-separated, in formats of whole rows. [default: all]",
         ),
     ] = None,
     limit: Annotated[
@@ -125,13 +138,20 @@ def export(
         ),
     ] = Existing.OVERWRITE,
     include_empty: Annotated[
-        bool, typer.Option("--include-empty", help="Write a file for empty captions, too (txt).")
+        bool, typer.Option("--include-empty", help="Write empty captions, too.")
+    ] = False,
+    optimize: Annotated[
+        bool,
+        typer.Option(
+            "--optimize",
+            help="Use less disk: remove earlier versions (lance), compress harder (parquet).",
+        ),
     ] = False,
     undo: Annotated[
         bool,
         typer.Option(
             "--undo",
-            help="Put back what the last txt or json export replaced, and write nothing else.",
+            help="Put back what the last txt, json or webshart export replaced; do nothing else.",
         ),
     ] = False,
     as_json: Annotated[
@@ -142,12 +162,19 @@ def export(
     ] = False,
     verbose: Annotated[bool, typer.Option("--verbose", help="Log more.")] = False,
 ) -> None:
-    """Write a run's captions as txt, json, jsonl, csv or parquet, also while the run goes on.
+    """Write a run's captions in another format, also while the run goes on.
 
-    What is in no Parquet file yet is included. txt and json make one file an image: beside the
-    images if the output folder is the dataset's own, else in the same folders below
-    OUTPUT/default. The other formats make one file, OUTPUT/default.jsonl and so on.
+    What is in no Parquet file yet is included.
 
+    - txt, json: one file an image, beside the images if the output folder is the dataset's own,
+      else in the same folders below OUTPUT/default.
+    - jsonl, csv, parquet, lance: all rows in one table, OUTPUT/default.jsonl and so on.
+    - kohya, imagefolder, simpletuner: the texts as trainers read them, in OUTPUT/metadata.json,
+      OUTPUT/metadata.jsonl and OUTPUT/captions.parquet.
+    - webshart: texts go into the metadata of tars that is in OUTPUT.
+    - all: each of these that can be made here.
+
+    Examples:
     - `caption-flow export --format txt --output photos --prefix "ohwx, "`
     - `caption-flow export --format parquet --status ok --filter "image_width >= 1024"`
     - `caption-flow export --undo`
@@ -155,27 +182,22 @@ def export(
     configure_logging("export", verbose=verbose)
     if not data_dir.is_dir():
         usage_error(f"there is no folder {for_people(data_dir)}; --data-dir names the run's folder")
-    _refuse_what_is_for_texts(
-        format_,
-        {
-            "--existing append": existing is Existing.APPEND,
-            "--per-field": per_field,
-            "--template": template is not None,
-            "--prefix": bool(prefix),
-            "--suffix": bool(suffix),
-        },
-    )
+    only_txt = {"--existing append": existing is Existing.APPEND, "--per-field": per_field}
+    of_texts = {
+        "--template": template is not None,
+        "--prefix": bool(prefix),
+        "--suffix": bool(suffix),
+    }
+    _refuse_where_it_means_nothing(format_, only_txt, frozenset({Format.TXT}))
+    _refuse_where_it_means_nothing(format_, of_texts, _OF_TEXTS)
+    _refuse_where_it_means_nothing(format_, {"--optimize": optimize}, _OPTIMIZED)
     if template is not None and (export_column or per_field):
         usage_error("--template says which fields go into a text: drop --export-column")
     if not stats_only and not undo:
         refuse_unwritable(output, "choose another folder (--output)")
 
-    from caption_flow.cli.exporting import (  # noqa: PLC0415
-        Request,
-        export_rows,
-        print_stats,
-        undo_last,
-    )
+    from caption_flow.cli.export_formats import Request  # noqa: PLC0415
+    from caption_flow.cli.exporting import export_rows, print_stats, undo_last  # noqa: PLC0415
 
     if stats_only:
         print_stats(data_dir, as_json=as_json)
@@ -201,15 +223,19 @@ def export(
             condition=filter_,
             existing=existing.value,
             include_empty=include_empty,
+            optimize=optimize,
             as_json=as_json,
         )
     )
 
 
-def _refuse_what_is_for_texts(format_: Format, options: Mapping[str, bool]) -> None:
+def _refuse_where_it_means_nothing(
+    format_: Format, options: Mapping[str, bool], formats: Collection[Format]
+) -> None:
     for option, given in options.items():
-        if given and format_ is not Format.TXT:
-            usage_error(f"{option} is about txt files, and cannot be done with {format_}")
+        if given and format_ not in formats:
+            known = ", ".join(sorted(formats))
+            usage_error(f"{option} means nothing with --format {format_}, only with {known}")
 
 
 def _listed(values: list[str] | None) -> tuple[str, ...]:

@@ -59,6 +59,16 @@ class RowReader(Protocol):
         """Let go of every handle."""
 
 
+class Watcher(Protocol):
+    """Whoever wants to know how far a pass over a store is."""
+
+    def begin_pass(self) -> None:
+        """Hear that the rows are read from the first one on."""
+
+    def advance(self, rows: int, /) -> None:
+        """Hear that so many more rows have been read and dealt with."""
+
+
 @dataclass(frozen=True, slots=True)
 class Selection:
     """Some of a store's rows. Each pass opens the store, and closes it when the pass ends."""
@@ -67,6 +77,7 @@ class Selection:
     shards: frozenset[str] | None = None
     limit: int | None = None
     choice: Choice | None = None
+    watcher: Watcher | None = None
 
     def batches(self, columns: Sequence[str]) -> Generator[pa.RecordBatch]:
         """Yield the selected rows with those of ``columns`` that the store has."""
@@ -76,7 +87,7 @@ class Selection:
             if self.choice is None:
                 # Handed over without a name of its own, so that the reader's generator ends with
                 # this one and not after the reader is closed.
-                yield from _first(reader.batches(self.shards, present), self.limit)
+                yield from _first(self._read(reader, present), self.limit)
             else:
                 yield from _first(self._chosen(reader, present, self.choice), self.limit)
         finally:
@@ -88,10 +99,19 @@ class Selection:
         """Yield the rows that are chosen, wherever they are; a choice may read more columns."""
         choice.left_out = 0
         read = tuple(dict.fromkeys((*present, *choice.reads(reader.columns))))
-        for batch in reader.batches(self.shards, read):
+        for batch in self._read(reader, read):
             chosen = choice.of(batch)
             if chosen.num_rows:
                 yield chosen.select(list(present))
+
+    def _read(self, reader: RowReader, columns: Sequence[str]) -> Generator[pa.RecordBatch]:
+        if self.watcher is None:
+            yield from reader.batches(self.shards, columns)
+            return
+        self.watcher.begin_pass()
+        for batch in reader.batches(self.shards, columns):
+            yield batch
+            self.watcher.advance(batch.num_rows)
 
 
 class StorageContents:

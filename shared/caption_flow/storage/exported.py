@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import secrets
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -37,15 +38,29 @@ class Exported:
 
     def is_ours(self, path: Path, content: bytes) -> bool:
         """Tell whether the file's present content is what we wrote there last."""
-        query = "SELECT digest FROM written WHERE path = ?"
-        with closing(self._connection.execute(query, (_key(path),))) as rows:
-            row = rows.fetchone()
-        return row is not None and row[0] == _digest(content)
+        return self._written(path) == _digest(content)
 
     def remember(self, path: Path, content: bytes) -> None:
         """Note what a file holds now that we have written it."""
+        self._note(path, _digest(content))
+
+    def has_ours(self, path: Path) -> bool:
+        """Tell the same of a file of any size, which is read."""
+        return self._written(path) == _digest_of_file(path)
+
+    def remember_file(self, path: Path) -> None:
+        """Note what a file of any size holds, which is read."""
+        self._note(path, _digest_of_file(path))
+
+    def _written(self, path: Path) -> bytes | None:
+        query = "SELECT digest FROM written WHERE path = ?"
+        with closing(self._connection.execute(query, (_key(path),))) as rows:
+            row = rows.fetchone()
+        return None if row is None else bytes(row[0])
+
+    def _note(self, path: Path, digest: bytes) -> None:
         self._connection.execute(
-            "INSERT OR REPLACE INTO written VALUES (?, ?)", (_key(path), _digest(content))
+            "INSERT OR REPLACE INTO written VALUES (?, ?)", (_key(path), digest)
         )
 
 
@@ -86,8 +101,9 @@ def written_by(data_dir: Path) -> Iterator[Exported | None]:
 class Replaced:
     """What files held before the export that is under way, or the last one, replaced it."""
 
-    def __init__(self, connection: sqlite3.Connection) -> None:
+    def __init__(self, connection: sqlite3.Connection, export: int) -> None:
         self._connection = connection
+        self._export = export
         self._is_new = True
 
     def note(self, path: Path, before: bytes, after: bytes) -> None:
@@ -98,10 +114,16 @@ class Replaced:
         """
         if self._is_new:
             self._is_new = False
-            self._connection.execute("DELETE FROM replaced")
+            self._forget_earlier()
         self._connection.execute(
             "INSERT OR IGNORE INTO replaced VALUES (?, ?, ?)", (_key(path), before, _digest(after))
         )
+
+    def _forget_earlier(self) -> None:
+        (last,) = self._connection.execute("PRAGMA user_version").fetchone()
+        if last != self._export:
+            self._connection.execute("DELETE FROM replaced")
+            self._connection.execute(f"PRAGMA user_version = {self._export:d}")
 
     def __iter__(self) -> Iterator[tuple[Path, bytes]]:
         """Yield what can be put back, and forget it once it has been."""
@@ -123,8 +145,10 @@ class Replaced:
 
 
 @contextmanager
-def replaced_by_export(data_dir: Path) -> Iterator[Replaced]:
+def replaced_by_export(data_dir: Path, export: int | None = None) -> Iterator[Replaced]:
     """Open the record of what exports replace.
+
+    ``export`` tells exports apart: one that opens the record several times names it (31 bits).
 
     Raises:
         sqlite3.DatabaseError: the record is damaged or cannot be written.
@@ -133,7 +157,7 @@ def replaced_by_export(data_dir: Path) -> Iterator[Replaced]:
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = NORMAL")
         connection.execute(_REPLACED)
-        yield Replaced(connection)
+        yield Replaced(connection, secrets.randbits(31) if export is None else export)
 
 
 def _key(path: Path) -> bytes:
@@ -142,3 +166,8 @@ def _key(path: Path) -> bytes:
 
 def _digest(content: bytes) -> bytes:
     return hashlib.blake2b(content, digest_size=16).digest()
+
+
+def _digest_of_file(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).digest()

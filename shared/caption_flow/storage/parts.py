@@ -26,6 +26,8 @@ from caption_flow.storage.errors import StorageError
 from caption_flow.storage.schema import COLUMNS_OF_EVERY_PART, ranges_by_shard
 
 _HASH_BLOCK: Final = 2**20
+_ROWS_AT_ONCE: Final = 8192
+"""Of a part, in memory; Arrow's own 65,536 are a hundred megabytes where captions are long."""
 _PATTERN: Final = "part-*.parquet"
 _TEMPORARY: Final = ".part-*.tmp"
 
@@ -136,7 +138,8 @@ def read_batches(path: Path, columns: Sequence[str] | None = None) -> Iterator[p
     """
     try:
         with pq.ParquetFile(path) as file:
-            yield from file.iter_batches(columns=None if columns is None else list(columns))
+            wanted = None if columns is None else list(columns)
+            yield from file.iter_batches(_ROWS_AT_ONCE, columns=wanted)
     except (OSError, pa.ArrowException) as error:
         raise unreadable(path, error) from error
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import datetime as dt
 import json
 import math
 import os
@@ -17,14 +16,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from caption_flow.storage.contents import RowReader, Selection, StorageContents
+from caption_flow.storage.contents import StorageContents
 from caption_flow.storage.exporter import ExportError, Skip, StorageExporter, parquet
 from caption_flow.storage.exporter.csv_file import cell
-from caption_flow.storage.schema import stored_schema
+from tests.support.stored import WHEN, Item, Stored, failed, reading, stats, stored
 
-WHEN = dt.datetime(2025, 3, 1, 12, 30, tzinfo=dt.UTC)
-
-Item = dict[str, Any]
 OneFile = Callable[[StorageExporter, Path], int]
 
 ONE_FILE: list[OneFile] = [
@@ -32,65 +28,11 @@ ONE_FILE: list[OneFile] = [
     StorageExporter.to_csv,
     StorageExporter.to_parquet,
 ]
-
-
-def stored(index: int, **more: Any) -> Item:
-    row: Item = dict.fromkeys(stored_schema(("captions",), {"title": pa.string()}).names)
-    name = f"a/{index}.jpg"
-    return (
-        row
-        | {"item_key": name, "filename": name, "shard": "default", "chunk_id": "default:0"}
-        | {"item_index": index, "captions": ["one", "two"], "status": "captioned"}
-        | {"image_width": 640, "models": ["m"], "committed_at": WHEN}
-        | {"stage_stats": [stats("default")], "title": None}
-        | more
-    )
-
-
-def stats(stage: str) -> Item:
-    counts = {"tokens_in": 5, "tokens_out": 7, "finish_reasons": ["stop"], "milliseconds": 12}
-    return {"stage": stage} | counts | {"worker": "w", "contributor": "somebody"}
-
-
-def failed(index: int, **more: Any) -> Item:
-    reason = {"status": "failed", "error_kind": "corrupt_image", "error": "truncated at byte 7"}
-    return stored(index, captions=None, **(reason | more))
-
-
-class Stored:
-    """A reader over batches of the schema that parts have."""
-
-    output_fields = ("captions",)
-    shards = ("default",)
-
-    def __init__(self, *batches: list[Item]) -> None:
-        self.schema = stored_schema(self.output_fields, {"title": pa.string()})
-        self.given = [pa.RecordBatch.from_pylist(rows, self.schema) for rows in batches]
-
-    @property
-    def columns(self) -> tuple[str, ...]:
-        return tuple(self.schema.names)
-
-    def count_rows(self, _shards: Collection[str] | None = None) -> int:
-        return sum(batch.num_rows for batch in self.given)
-
-    def batches(
-        self, _shards: Collection[str] | None = None, columns: Sequence[str] | None = None
-    ) -> Iterator[pa.RecordBatch]:
-        for batch in self.given:
-            yield batch.select(list(columns or self.columns))
-
-    def close(self) -> None:
-        pass
-
-
-def reading(reader: RowReader, limit: int | None = None, **more: Any) -> StorageContents:
-    return StorageContents.reading(
-        Selection(lambda: reader, limit=limit),
-        columns=more.get("columns", reader.columns),
-        output_fields=reader.output_fields,
-        total_rows=reader.count_rows(),
-    )
+OF_TEXTS: list[OneFile] = [
+    StorageExporter.to_kohya,
+    StorageExporter.to_imagefolder,
+    StorageExporter.to_simpletuner,
+]
 
 
 def jsonl(contents: StorageContents, folder: Path) -> list[Item]:
@@ -126,7 +68,7 @@ def test_a_limit_bounds_the_rows(tmp_path: Path, write: OneFile) -> None:
         assert write(StorageExporter(reading(reader, limit)), tmp_path / "out") == limit
 
 
-@pytest.mark.parametrize("write", ONE_FILE)
+@pytest.mark.parametrize("write", [*ONE_FILE, *OF_TEXTS])
 def test_an_export_that_fails_midway_leaves_what_was_there(tmp_path: Path, write: OneFile) -> None:
     class Damaged(Stored):
         def batches(
@@ -142,12 +84,12 @@ def test_an_export_that_fails_midway_leaves_what_was_there(tmp_path: Path, write
     assert (tmp_path / "out").read_text() == "last week's"
 
 
-@pytest.mark.parametrize("write", ONE_FILE)
+@pytest.mark.parametrize("write", [*ONE_FILE, *OF_TEXTS])
 def test_a_full_disk_is_an_error_that_names_the_file_and_leaves_what_was_there(
     tmp_path: Path, write: OneFile
 ) -> None:
     (tmp_path / "out").write_text("last week's")
-    rows = [stored(index, title=os.urandom(500).hex()) for index in range(100)]
+    rows = [stored(index, captions=[os.urandom(500).hex()]) for index in range(100)]
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
     try:
@@ -174,7 +116,7 @@ def test_a_pipe_whose_reader_has_gone_is_named(tmp_path: Path, write: OneFile) -
     assert pipe.is_fifo()
 
 
-@pytest.mark.parametrize("write", ONE_FILE)
+@pytest.mark.parametrize("write", [*ONE_FILE, *OF_TEXTS])
 def test_a_place_that_cannot_be_written_is_named(tmp_path: Path, write: OneFile) -> None:
     (tmp_path / "file").touch()
     (tmp_path / "folder").mkdir()
@@ -186,7 +128,7 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path: Path, write: OneFile)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder"]
 
 
-@pytest.mark.parametrize("write", ONE_FILE)
+@pytest.mark.parametrize("write", [*ONE_FILE, *OF_TEXTS])
 def test_a_link_stays_a_link_and_the_file_it_names_is_replaced(
     tmp_path: Path, write: OneFile
 ) -> None:
@@ -198,7 +140,7 @@ def test_a_link_stays_a_link_and_the_file_it_names_is_replaced(
     assert (tmp_path / "real" / "file").read_bytes() != b"old"
 
 
-@pytest.mark.parametrize("write", ONE_FILE)
+@pytest.mark.parametrize("write", [*ONE_FILE, *OF_TEXTS])
 def test_an_export_is_on_the_disk_when_it_is_reported(
     tmp_path: Path, write: OneFile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -220,7 +162,7 @@ def test_a_pipe_is_written_to_and_not_replaced(tmp_path: Path) -> None:
     assert pipe.is_fifo()
 
 
-@pytest.mark.parametrize("write", ONE_FILE)
+@pytest.mark.parametrize("write", [*ONE_FILE, *OF_TEXTS])
 def test_a_store_with_columns_and_no_rows_gives_a_file_without_rows(
     tmp_path: Path, write: OneFile
 ) -> None:
@@ -427,12 +369,3 @@ def test_json_files_settle_conflicts_and_existing_files_as_text_files_do(tmp_pat
     assert exporter.report.skipped == {Skip.CONFLICT: 1, Skip.EXISTING: 1, Skip.BAD_NAME: 1}
     assert json.loads((tmp_path / "x.json").read_text())["filename"] == "x.jpg"
     assert (tmp_path / "y.json").read_text() == "{}"
-
-
-# --- not yet
-
-
-def test_webshart_is_refused_in_words(tmp_path: Path) -> None:
-    with pytest.raises(ExportError, match="webshart metadata cannot be written by this release"):
-        StorageExporter(StorageContents([stored(0)])).to_webshart_metadata(tmp_path / "m.json")
-    assert list(tmp_path.iterdir()) == []

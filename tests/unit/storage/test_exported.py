@@ -78,3 +78,15 @@ def test_what_was_written_is_remembered_also_when_the_export_fails(tmp_path: Pat
         assert earlier.is_ours(tmp_path / "a.txt", b"ours")
         assert not earlier.is_ours(tmp_path / "a.txt", b"theirs")
         assert not earlier.is_ours(tmp_path / "b.txt", b"ours")
+
+
+def test_a_file_of_any_size_is_told_from_one_that_was_edited(tmp_path: Path) -> None:
+    path = tmp_path / "metadata.jsonl"
+    path.write_bytes(b"ours")
+    with exported_from(tmp_path) as earlier:
+        assert not earlier.has_ours(path)
+        earlier.remember_file(path)
+        assert earlier.has_ours(path)
+        assert earlier.is_ours(path, b"ours")
+        path.write_bytes(b"edited")
+        assert not earlier.has_ours(path)

@@ -122,3 +122,14 @@ def test_a_backup_is_the_file_as_it_was_and_never_takes_another_backups_place(
     assert (pictures / "a.txt.bak").read_text() == "first"
     assert (pictures / "a.txt.bak1").read_text() == "second"
     assert sorted(path.name for path in pictures.iterdir()) == ["a.txt", "a.txt.bak", "a.txt.bak1"]
+
+
+def test_what_several_formats_of_one_export_replaced_is_put_back_together(tmp_path: Path) -> None:
+    paths = [tmp_path / name for name in ("earlier", "txt", "json")]
+    for number, path in zip((1, 2, 2), paths, strict=True):
+        path.write_bytes(b"before")
+        with replaced_by_export(tmp_path, number) as replaced:
+            replaced.note(path, b"before", b"after")
+        path.write_bytes(b"after")
+    assert undo_export(tmp_path).restored == 2
+    assert [path.read_bytes() for path in paths] == [b"after", b"before", b"before"]

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 from os import PathLike
 from pathlib import Path
-from typing import Literal, NoReturn
+from typing import Literal
 
 from caption_flow.storage.contents import StorageContents
+from caption_flow.storage.exporter.captioned import Listing
 from caption_flow.storage.exporter.csv_file import export_csv
-from caption_flow.storage.exporter.errors import ExportError
+from caption_flow.storage.exporter.imagefolder import export_imagefolder
 from caption_flow.storage.exporter.json_files import export_json_files
 from caption_flow.storage.exporter.jsonl import export_jsonl
+from caption_flow.storage.exporter.kohya import export_kohya
+from caption_flow.storage.exporter.lance_table import export_lance
 from caption_flow.storage.exporter.parquet import export_parquet
 from caption_flow.storage.exporter.report import ExportReport
 from caption_flow.storage.exporter.sidecars import Existing
+from caption_flow.storage.exporter.simpletuner import export_simpletuner
 from caption_flow.storage.exporter.texts import Wording
 from caption_flow.storage.exporter.txt import export_txt
+from caption_flow.storage.exporter.webshart import export_webshart
 
 AnyPath = str | PathLike[str]
 
@@ -83,18 +88,55 @@ class StorageExporter:
         """Write one Parquet file; returns the rows written."""
         return self._keep(export_parquet(self.contents, Path(output_path)))
 
+    def to_lance(self, output_path: AnyPath) -> int:
+        """Write a Lance dataset's next version; returns the rows written. Needs pylance."""
+        return self._keep(export_lance(self.contents, Path(output_path)))
+
+    def to_kohya(
+        self,
+        output_path: AnyPath,
+        filename_column: str = "filename",
+        export_column: str = "captions",
+        *,
+        images: AnyPath | None = None,
+    ) -> int:
+        """Write kohya's ``metadata.json``; returns the items in it. See `export_kohya`."""
+        listing = Listing(Wording((export_column,)), filename_column)
+        folder = None if images is None else Path(images)
+        return self._keep(export_kohya(self.contents, Path(output_path), listing, images=folder))
+
+    def to_imagefolder(
+        self,
+        output_path: AnyPath,
+        filename_column: str = "filename",
+        export_column: str = "captions",
+    ) -> int:
+        """Write imagefolder's ``metadata.jsonl``; returns the items in it."""
+        listing = Listing(Wording((export_column,)), filename_column)
+        return self._keep(export_imagefolder(self.contents, Path(output_path), listing))
+
+    def to_simpletuner(
+        self,
+        output_path: AnyPath,
+        filename_column: str = "filename",
+        export_column: str = "captions",
+    ) -> int:
+        """Write SimpleTuner's Parquet table of captions; returns the items in it."""
+        listing = Listing(Wording((export_column,)), filename_column)
+        return self._keep(export_simpletuner(self.contents, Path(output_path), listing))
+
     def to_webshart_metadata(
         self,
         metadata_path: AnyPath,
         filename_column: str = "filename",
         export_column: str = "captions",
-    ) -> NoReturn:
-        """Refuse: this release has no webshart export."""
-        del metadata_path, filename_column, export_column
-        raise ExportError(
-            "webshart metadata cannot be written by this release; "
-            "export jsonl or parquet and convert that"
-        )
+    ) -> int:
+        """Write captions into webshart's JSON files; returns the samples that have theirs.
+
+        ``metadata_path`` is a folder of them, or the one of a single tar; see `export_webshart`.
+        """
+        listing = Listing(Wording((export_column,)), filename_column)
+        return self._keep(export_webshart(self.contents, Path(metadata_path), listing))
 
     def _keep(self, report: ExportReport) -> int:
         self.report = report

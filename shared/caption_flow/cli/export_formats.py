@@ -1,0 +1,294 @@
+"""The formats of ``caption-flow export``: for each, where it goes and how it is written.
+
+`FORMATS` is the registry: another format is another entry.
+"""
+
+from __future__ import annotations
+
+import secrets
+import sqlite3
+from collections.abc import Callable, Collection, Iterator
+from contextlib import ExitStack, closing, contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from pathlib import Path
+from typing import Final
+
+from caption_flow.cli.failures import usage_error
+from caption_flow.cli.folders import for_people
+from caption_flow.storage.choice import Ending
+from caption_flow.storage.contents import StorageContents, no_such
+from caption_flow.storage.exported import UNDO_FILE, Replaced, exported_from, replaced_by_export
+from caption_flow.storage.exporter.captioned import Listing
+from caption_flow.storage.exporter.csv_file import export_csv
+from caption_flow.storage.exporter.errors import ExportError, naming
+from caption_flow.storage.exporter.imagefolder import export_imagefolder
+from caption_flow.storage.exporter.json_files import export_json_files
+from caption_flow.storage.exporter.jsonl import export_jsonl
+from caption_flow.storage.exporter.kohya import export_kohya
+from caption_flow.storage.exporter.lance_table import HOW_TO_INSTALL, export_lance, has_pylance
+from caption_flow.storage.exporter.parquet import export_parquet
+from caption_flow.storage.exporter.report import ExportReport, Skip
+from caption_flow.storage.exporter.sidecars import keep_beside
+from caption_flow.storage.exporter.simpletuner import export_simpletuner
+from caption_flow.storage.exporter.texts import DEFAULT_COLUMN, Wording
+from caption_flow.storage.exporter.txt import export_txt
+from caption_flow.storage.exporter.webshart import export_webshart, has_metadata, require_metadata
+
+ALL: Final = "all"
+DEFAULT_NAME: Final = "default"
+_LOOKED_AT: Final = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One export. No ``columns`` and no ``shards`` mean all of them."""
+
+    data_dir: Path
+    format: str
+    output: Path
+    export_columns: tuple[str, ...] = ()
+    per_field: bool = False
+    template: str | None = None
+    prefix: str = ""
+    suffix: str = ""
+    filename_column: str = "filename"
+    columns: tuple[str, ...] = ()
+    limit: int | None = None
+    shards: tuple[str, ...] = ()
+    endings: frozenset[Ending] = frozenset()
+    condition: str | None = None
+    existing: str = "overwrite"
+    include_empty: bool = False
+    optimize: bool = False
+    as_json: bool = False
+    number: int = field(default_factory=lambda: secrets.randbits(31))
+    """Tells this export from others: `--undo` takes back all formats of one."""
+
+
+Export = Callable[[Request, StorageContents], list[ExportReport]]
+
+
+@dataclass(frozen=True, slots=True)
+class Format:
+    """One format.
+
+    ``carries_texts``: it is made of the items' texts, so that the options about those hold, and
+    whatever column the texts need is read. ``obstacle`` says why it cannot be made here, or
+    nothing: only `ALL` asks, who wants the one format gets its own error.
+    """
+
+    write: Export
+    carries_texts: bool = False
+    obstacle: Callable[[Request, Collection[str]], str] = lambda _request, _shards: ""
+
+
+def require_known(option: str, kind: str, names: Collection[str], known: Collection[str]) -> None:
+    """End the command if one of the names is none of those there are."""
+    for name in names:
+        if name not in known:
+            usage_error(f"{option}: {no_such(kind, name, known)}")
+
+
+def _wording(request: Request, contents: StorageContents) -> Wording:
+    """Return which texts items have."""
+    if request.template is not None:
+        wording = Wording((), request.template, request.prefix, request.suffix)
+        wording.check(contents)
+        return wording
+    fields = contents.output_fields
+    if request.export_columns:
+        # A column of the dataset may be written, too; what is neither is a misspelt output field.
+        columns = request.export_columns
+        unknown = [name for name in columns if name not in contents.columns]
+        require_known("--export-column", "output field", unknown, fields)
+    else:
+        columns = (fields[0],) if len(fields) == 1 else (DEFAULT_COLUMN,)
+        require_known("--export-column", "output field", columns, fields)
+    return Wording(columns, None, request.prefix, request.suffix)
+
+
+def _listing(request: Request, contents: StorageContents) -> Listing:
+    wording = _wording(request, contents)
+    return Listing(wording, request.filename_column, request.include_empty)
+
+
+def _is_dataset(request: Request, contents: StorageContents) -> bool:
+    """Tell whether the images lie in the output folder."""
+    with closing(contents.iter_rows([request.filename_column])) as found:
+        names = islice(found, _LOOKED_AT)
+        return any((request.output / str(row[request.filename_column])).is_file() for row in names)
+
+
+def _folder(request: Request, contents: StorageContents) -> Path:
+    """Return where files of one image each go: the dataset itself, or a folder of their own."""
+    is_dataset = _is_dataset(request, contents)
+    return request.output if is_dataset else request.output / DEFAULT_NAME
+
+
+def _txt(request: Request, contents: StorageContents) -> list[ExportReport]:
+    whole = _wording(request, contents)
+    files = {".txt": whole}
+    if request.per_field:
+        files = {f".{name}.txt": replace(whole, columns=(name,)) for name in whole.columns}
+    folder = _folder(request, contents)
+    with _replaced(request) as replaced:
+        return [
+            export_txt(
+                contents,
+                folder,
+                filename_column=request.filename_column,
+                wording=wording,
+                suffix=suffix,
+                existing=request.existing,  # type: ignore[arg-type]  # one of them by its enum
+                include_empty=request.include_empty,
+                replaced=replaced,
+            )
+            for suffix, wording in files.items()
+        ]
+
+
+def _json(request: Request, contents: StorageContents) -> list[ExportReport]:
+    with _replaced(request) as replaced:
+        return [
+            export_json_files(
+                contents,
+                _folder(request, contents),
+                filename_column=request.filename_column,
+                existing=request.existing,  # type: ignore[arg-type]  # append has been refused
+                replaced=replaced,
+            )
+        ]
+
+
+def _webshart(request: Request, contents: StorageContents) -> list[ExportReport]:
+    listing = _listing(request, contents)
+    require_metadata(request.output)
+    with _replaced(request) as replaced:
+        return [
+            export_webshart(
+                contents,
+                request.output,
+                listing,
+                existing=request.existing,  # type: ignore[arg-type]  # append has been refused
+                replaced=replaced,
+            )
+        ]
+
+
+@contextmanager
+def _replaced(request: Request) -> Iterator[Replaced]:
+    """Open the record that `--undo` goes by; without it, nothing is replaced."""
+    with ExitStack() as stack:
+        try:
+            record = stack.enter_context(replaced_by_export(request.data_dir, request.number))
+        except (sqlite3.DatabaseError, OSError) as error:
+            raise ExportError(
+                f"what files hold before they are replaced cannot be kept in "
+                f"{for_people(request.data_dir / UNDO_FILE)}: {error}"
+            ) from error
+        yield record
+
+
+def _one_file(
+    name: str, export: Callable[[Request, StorageContents, Path], ExportReport]
+) -> Export:
+    """Return what writes one file whose name is ours alone."""
+
+    def write(request: Request, contents: StorageContents) -> list[ExportReport]:
+        path = request.output / name
+        if request.existing == "skip" and path.exists():
+            report = ExportReport(path)
+            report.skip(Skip.EXISTING)
+            return [report]
+        backed_up = request.existing == "backup" and path.is_file() and keep_beside(path)
+        report = export(request, contents, path)
+        report.backed_up += backed_up
+        return [report]
+
+    return write
+
+
+def _shared_name(
+    name: str, export: Callable[[Request, StorageContents, Path], ExportReport]
+) -> Export:
+    """Return what writes one file whose name others use, too: what is not ours is kept beside."""
+    write_file = _one_file(name, export)
+
+    def write(request: Request, contents: StorageContents) -> list[ExportReport]:
+        path = request.output / name
+        is_foreign = request.existing == "overwrite" and path.is_file() and not _ours(request, path)
+        if is_foreign:
+            with naming(path):
+                is_foreign = keep_beside(path)
+        (report,) = write_file(request, contents)
+        report.backed_up += is_foreign
+        if report.skipped[Skip.EXISTING] == 0:
+            _remember(request, path)
+        return [report]
+
+    return write
+
+
+def _ours(request: Request, path: Path) -> bool:
+    with suppress(sqlite3.DatabaseError), exported_from(request.data_dir) as record:
+        return record.has_ours(path)
+    return False
+
+
+def _remember(request: Request, path: Path) -> None:
+    # Where it cannot be remembered, the next export keeps what it replaces: that harms nobody.
+    with suppress(sqlite3.DatabaseError), exported_from(request.data_dir) as record:
+        record.remember_file(path)
+
+
+def _kohya(request: Request, contents: StorageContents, path: Path) -> ExportReport:
+    images = request.output if _is_dataset(request, contents) else None
+    return export_kohya(contents, path, _listing(request, contents), images=images)
+
+
+def _without_pylance(_request: Request, _shards: Collection[str]) -> str:
+    return "" if has_pylance() else f"pylance is not installed: {HOW_TO_INSTALL}"
+
+
+def _without_metadata(request: Request, shards: Collection[str]) -> str:
+    there = has_metadata(request.output, shards)
+    return "" if there else "there is no webshart metadata in the output folder"
+
+
+FORMATS: Final[dict[str, Format]] = {
+    "txt": Format(_txt, carries_texts=True),
+    "json": Format(_json),
+    "jsonl": Format(_one_file("default.jsonl", lambda _, rows, path: export_jsonl(rows, path))),
+    "csv": Format(_one_file("default.csv", lambda _, rows, path: export_csv(rows, path))),
+    "parquet": Format(
+        _one_file(
+            "default.parquet",
+            lambda asked, rows, path: export_parquet(rows, path, optimize=asked.optimize),
+        )
+    ),
+    "lance": Format(
+        _one_file(
+            "default.lance",
+            lambda asked, rows, path: export_lance(rows, path, optimize=asked.optimize),
+        ),
+        obstacle=_without_pylance,
+    ),
+    "kohya": Format(_shared_name("metadata.json", _kohya), carries_texts=True),
+    "imagefolder": Format(
+        _shared_name(
+            "metadata.jsonl",
+            lambda asked, rows, path: export_imagefolder(rows, path, _listing(asked, rows)),
+        ),
+        carries_texts=True,
+    ),
+    "simpletuner": Format(
+        _one_file(
+            "captions.parquet",
+            lambda asked, rows, path: export_simpletuner(rows, path, _listing(asked, rows)),
+        ),
+        carries_texts=True,
+    ),
+    "webshart": Format(_webshart, carries_texts=True, obstacle=_without_metadata),
+}
+"""In this order where all are wanted: what refuses a choice of texts comes before any file."""
