@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable
 from contextlib import closing
 from typing import TYPE_CHECKING, cast
 
-from caption_flow.config.dataset import DatasetConfig
 from caption_flow.config.orchestrator import OrchestratorConfig
 from caption_flow.orchestrator.membership import Token, identities_of
 from caption_flow.orchestrator.server.auth import Identity, Role, TokenTable
@@ -46,7 +45,8 @@ async def assemble(
         SourceError: the dataset is not there, holds nothing, or is of a kind not supported yet.
         StorageError: the run's folder cannot be used.
     """
-    await asyncio.to_thread(check_dataset, config.dataset)
+    kind = source_for(config.dataset.processor_type)
+    await asyncio.to_thread(kind.check, config.dataset)
     await asyncio.to_thread(_check_same_dataset, config)
     store = await asyncio.to_thread(RunStore, config.storage.data_dir)
     try:
@@ -64,18 +64,13 @@ async def assemble(
         store,
         source,
         table,
-        dataset=source_for(config.dataset.processor_type).name_of(config.dataset),
+        dataset=kind.name_of(config.dataset),
         limit=limit,
         mock_results=config.mock_results,
         resume_leases=resume_leases,
         stays_paused=stays_paused,
         configured=None if read_again is None else Configured(config, read_again),
     )
-
-
-def check_dataset(dataset: DatasetConfig) -> None:
-    """Find out whether there is anything to caption; blocking. Raises `SourceError`."""
-    source_for(dataset.processor_type).check(dataset)
 
 
 def _check_same_dataset(config: OrchestratorConfig) -> None:

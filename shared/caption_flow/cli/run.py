@@ -222,11 +222,11 @@ def _refuse_what_is_for_folders(options: Mapping[str, object]) -> None:
 
 def _carry_out(plan: Plan, dry_run_only: bool) -> int:
     # Only now: mistakes in what is asked for are answered before any of this is imported.
-    from caption_flow.orchestrator.assembly import check_dataset  # noqa: PLC0415
     from caption_flow.orchestrator.sources.base import SourceError  # noqa: PLC0415
+    from caption_flow.orchestrator.sources.registry import source_for  # noqa: PLC0415
 
     try:
-        check_dataset(plan.config.dataset)
+        source_for(plan.config.dataset.processor_type).check(plan.config.dataset)
     except SourceError as error:
         usage_error(error)
     if dry_run_only:

@@ -5,13 +5,16 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Final, TypeVar, assert_never
+from importlib import import_module
+from typing import TYPE_CHECKING, Final, TypeVar, assert_never
 
 from caption_flow.places.cells import CellReader
 from caption_flow.places.files import OpenedFile, open_own_file, read_file, read_own_file
-from caption_flow.places.links import LinkReader
 from caption_flow.places.objects import read_object, read_own_object
 from caption_flow.protocol.places import CellPlace, FilePlace, LinkPlace, ObjectPlace, Place
+
+if TYPE_CHECKING:
+    from caption_flow.places.links import LinkReader
 
 T = TypeVar("T")
 
@@ -28,7 +31,7 @@ class PlaceReader:
         self._read_file = read_own_file if is_lister else read_file
         self.read_object = read_own_object if is_lister else read_object
         self._cells = CellReader()
-        self._links = LinkReader()
+        self._links: LinkReader | None = None
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="read")
 
     async def read(self, place: Place) -> bytes:
@@ -47,9 +50,16 @@ class PlaceReader:
             case CellPlace():
                 return await loop.run_in_executor(self._pool, self._cells.read, place)
             case LinkPlace():
-                return await self._links.read(place.url)
+                return await (await self._link_reader()).read(place.url)
             case _:
                 assert_never(place)
+
+    async def _link_reader(self) -> LinkReader:
+        # An HTTP client takes a fifth of a second to import, and few datasets have addresses.
+        links = await self.run(lambda: import_module("caption_flow.places.links"))
+        if self._links is None:
+            self._links = links.LinkReader()
+        return self._links
 
     async def run(self, work: Callable[[], T]) -> T:
         """Have something done in one of the threads."""
@@ -63,4 +73,5 @@ class PlaceReader:
     async def close(self) -> None:
         """Stop the threads; what they are at is finished, nothing more is begun."""
         self._pool.shutdown(wait=False, cancel_futures=True)
-        await self._links.close()
+        if self._links is not None:
+            await self._links.close()
