@@ -126,7 +126,7 @@ def _caption(workspace: Path, dataset: Path, place: Place) -> Finished:
     with running("orchestrator", "--config", config, "--insecure", cwd=workspace) as leader:
         leader.says(rf"^{READY}$")
         worker = caption_flow(
-            *("worker", "--no-config", "--server", f"ws://{place.host}:{port}"),
+            *("worker", "--no-config", "--insecure", "--server", f"ws://{place.host}:{port}"),
             *("--token", TOKEN, "--engine", "synthetic", "--when-finished", "shutdown"),
             cwd=workspace,
             python=place.python,

@@ -411,7 +411,7 @@ def test_a_dry_run_says_how_several_models_share_the_device(tmp_path: Path) -> N
 # --------------------------------------------------------------------------- a hard life
 
 LOCAL: dict[str, Any] = {"type": "local_filesystem", "dataset_path": "photos"}
-MANY = 80
+MANY = 150
 LOOK, CONDENSE = "What is it?", "Shorten: {detailed}"
 STEP = r"^step [1-9]\d*/"
 """Something is done, and so durable: only acknowledged rows are counted."""
