@@ -24,6 +24,9 @@ from tests.support.fleet import (
 )
 
 COUNT = 60
+LEASE_SECONDS = 3.0
+"""A worker whose libraries are imported for its first picture may say nothing for a second or two,
+and an item alone with it would be blamed for that."""
 POISONED = "folder 1/000041.bmp"
 
 
@@ -90,7 +93,7 @@ async def test_an_item_that_kills_the_worker_is_found_by_halving_and_quarantined
 ) -> None:
     written = write_images(tmp_path / "images", COUNT)
     expected = expected_captions(written)
-    async with Fleet(tmp_path, chunk_size=16, lease_seconds=1) as fleet:
+    async with Fleet(tmp_path, chunk_size=16, lease_seconds=LEASE_SECONDS) as fleet:
         leader = await fleet.orchestrator()
         deaths = await keep_manned(fleet, poison(written))
         await finish(leader)
@@ -139,7 +142,7 @@ async def test_a_picture_whose_decoding_kills_the_worker_is_quarantined(
     deadly = tmp_path / "images" / POISONED
     deadly.write_bytes(MAGIC + bytes(100))
     monkeypatch.setenv("PYTHONPATH", teach(tmp_path / "plugin"))
-    async with Fleet(tmp_path, chunk_size=16, lease_seconds=1) as fleet:
+    async with Fleet(tmp_path, chunk_size=16, lease_seconds=LEASE_SECONDS) as fleet:
         leader = await fleet.orchestrator()
         deaths = 0
         while (code := await (await fleet.worker(f"worker {deaths}")).exit_code()) != 0:
