@@ -419,7 +419,9 @@ FOLDERS = {
     ),
 }
 COMMAND_LINES = {
-    "an unknown command": Mistake(("rum",), [r"No such command 'rum'\. Did you mean 'run', 'resume'\? .*"]),
+    "an unknown command": Mistake(
+        ("rum",), [r"No such command 'rum'\. Did you mean 'run', 'resume'\? .*"]
+    ),
     "an unknown option": Mistake(
         (*RUN, "--promt", "x"),
         [r"No such option: --promt; did you mean --prompt\? \(caption-flow run --help .*\)"],

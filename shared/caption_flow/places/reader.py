@@ -56,10 +56,10 @@ class PlaceReader:
 
     async def _link_reader(self) -> LinkReader:
         # An HTTP client takes a fifth of a second to import, and few datasets have addresses.
-        links = await self.run(lambda: import_module("caption_flow.places.links"))
-        if self._links is None:
-            self._links = links.LinkReader()
-        return self._links
+        module = await self.run(lambda: import_module("caption_flow.places.links"))
+        reader: LinkReader = self._links or module.LinkReader()
+        self._links = reader
+        return reader
 
     async def run(self, work: Callable[[], T]) -> T:
         """Have something done in one of the threads."""

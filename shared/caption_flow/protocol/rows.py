@@ -200,9 +200,10 @@ def _read(payload: bytes) -> tuple[pa.Schema, pa.ipc.Message]:
 
 
 def _check_offsets(values: pa.Array) -> None:
-    """Raise `ProtocolError` if an empty list or text says that it begins elsewhere than at 0.
+    """Raise `ProtocolError` if lists or texts do not begin at 0, or lists leave elements over.
 
-    `validate` does not look there, and what measures, flattens or writes such an array reads there.
+    `validate` does not look there. What measures, flattens or writes an empty one that begins
+    elsewhere reads there; and one that was left over becomes such an empty one when it is written.
     """
     kind = values.type
     if pa.types.is_struct(kind):
@@ -216,6 +217,10 @@ def _check_offsets(values: pa.Array) -> None:
     offsets = values.buffers()[1]
     if len(values) == 0 and offsets is not None and any(offsets.slice(0, 4).to_pybytes()):
         raise ProtocolError("result rows have an empty list that begins elsewhere")
+    if pa.types.is_list(kind):
+        bounds = (values.offsets[0].as_py(), values.offsets[-1].as_py()) if len(values) else (0, 0)
+        if bounds != (0, len(values.values)):
+            raise ProtocolError("result rows have lists that leave out what comes with them")
 
 
 def _is_compressed(metadata: bytes) -> bool:
