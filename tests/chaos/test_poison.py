@@ -166,7 +166,10 @@ async def test_run_ends_although_a_picture_kills_its_worker(
     (tmp_path / "images" / "folder 1/000006.bmp").write_bytes(MAGIC + bytes(100))
     monkeypatch.setenv("PYTHONPATH", teach(tmp_path / "plugin"))
     config = tmp_path / "config.json"
-    settings = {"lease_seconds": 1, "vllm": {"model": "m", "inference_prompts": [PROMPT]}}
+    settings = {
+        "lease_seconds": LEASE_SECONDS,
+        "vllm": {"model": "m", "inference_prompts": [PROMPT]},
+    }
     config.write_text(json.dumps({**settings, "storage": {"data_dir": str(tmp_path / "run")}}))
     async with Fleet(tmp_path) as fleet:
         run = await fleet.start(

@@ -18,6 +18,7 @@ from typing import Any, Final
 import uvloop
 from rich.console import Console
 
+from caption_flow.cli.arrow import leave_pandas_out
 from caption_flow.cli.crew import TOKEN_VARIABLE, Crew
 from caption_flow.cli.failures import EXIT_INTERRUPTED, EXIT_OK, CommandFailed, usage_error
 from caption_flow.cli.folders import for_people
@@ -67,6 +68,7 @@ class LocalRun:
 
     def run(self) -> int:
         """Run to the end, or until interrupted; return the exit code."""
+        leave_pandas_out()
         with storage_failures(self._plan.data_dir):
             self._tell(note_on_recipe(self._plan.config))
             try:

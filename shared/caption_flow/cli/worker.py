@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import structlog
 import typer
 
+from caption_flow.cli.arrow import leave_pandas_out
 from caption_flow.cli.configuration import load_worker_or_refuse
 from caption_flow.cli.crew import PARENT_VARIABLE
 from caption_flow.cli.dialling import (
@@ -256,6 +257,8 @@ def start(
     import uvloop  # noqa: PLC0415
 
     from caption_flow.worker.service import run_worker  # noqa: PLC0415
+
+    leave_pandas_out()
 
     settings = settings_from(
         config,

@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from http import HTTPStatus
 from io import BytesIO
 from pathlib import Path
@@ -853,8 +853,14 @@ async def test_a_second_signal_stops_at_once() -> None:
         assert await it.exit_code() == 130
 
 
-async def start_process(*arguments: str, **options: Any) -> asyncio.subprocess.Process:
+IGNORING_SIGINT = ("sh", "-c", 'trap "" INT; exec "$0" "$@"')
+
+
+async def start_process(
+    *arguments: str, before: Sequence[str] = (), **options: Any
+) -> asyncio.subprocess.Process:
     return await asyncio.create_subprocess_exec(
+        *before,
         sys.executable,
         "-m",
         "tests.support.worker_process",
@@ -883,19 +889,13 @@ async def exit_of(process: asyncio.subprocess.Process) -> tuple[int | None, list
     return process.returncode, output.decode().splitlines()
 
 
-def ignore_sigint() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 async def test_a_process_started_with_sigint_ignored_drains_all_the_same(
     number: signal.Signals,
 ) -> None:
     async with (
         scripted_orchestrator() as orchestrator,
-        worker_process(
-            orchestrator.url, TOKEN, "latency_ms=50", preexec_fn=ignore_sigint
-        ) as process,
+        worker_process(orchestrator.url, TOKEN, "latency_ms=50", before=IGNORING_SIGINT) as process,
     ):
         peer = await orchestrator.joined()
         await peer.expect(Want)
