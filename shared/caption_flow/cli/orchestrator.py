@@ -158,7 +158,7 @@ class ReadAgain:
         problems = check_exposure(loaded.config, self._insecure)
         if problems:
             raise ConfigError([ConfigProblem(str(self._path), problem) for problem in problems])
-        return Configuration(loaded.config, _configured_tokens(loaded.config), loaded.warnings)
+        return Configuration(loaded.config, configured_tokens(loaded.config), loaded.warnings)
 
 
 async def _serve(config: OrchestratorConfig, read_again: ReadAgain) -> int:
@@ -173,7 +173,7 @@ async def _serve(config: OrchestratorConfig, read_again: ReadAgain) -> int:
         leader = await _or_refuse(
             assemble(
                 config,
-                _configured_tokens(config),
+                configured_tokens(config),
                 tls=_certificate(config),
                 own_tokens=made.tokens,
                 read_again=read_again,
@@ -255,10 +255,16 @@ def _certificate(config: OrchestratorConfig) -> ServedCertificate | None:
         usage_error(f"ssl: {error}")
 
 
-def _configured_tokens(config: OrchestratorConfig) -> list[tuple[str, str, str]]:
-    """Return (role, name, token) of everybody who may connect; raises `SecretError`."""
-    entries = () if config.auth is None else config.auth.entries()
-    return [(role, entry.name, entry.token.reveal()) for role, entry in entries]
+def configured_tokens(config: OrchestratorConfig) -> list[tuple[str, str, str]]:
+    """Return (role, name, token) of everybody who may connect; raises `SecretError`.
+
+    What is recognised by its digest need not be known: the configuration forgets it.
+    """
+    entries = [] if config.auth is None else list(config.auth.entries())
+    tokens = [(role, entry.name, entry.token.reveal()) for role, entry in entries]
+    for _role, entry in entries:
+        entry.token.forget()
+    return tokens
 
 
 class _Made:

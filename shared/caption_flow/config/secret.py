@@ -1,11 +1,13 @@
 """Tokens and keys that never show themselves.
 
 A `Secret` keeps what the configuration says: the text itself, ``env:NAME`` or ``file:PATH``. Only
-`Secret.reveal` reads the environment or the file, and only its answer holds the secret.
+`Secret.reveal` reads the environment or the file, and only its answer holds the secret. Whoever has
+only to recognise a secret that was written out lets it be forgotten (`Secret.forget`).
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,7 +28,7 @@ class SecretError(ValueError):
 class Secret:
     """A token, or where to find it. Printing, logging and dumping it shows at most the latter."""
 
-    __slots__ = ("_text",)
+    __slots__ = ("_known_by", "_text")
 
     def __init__(self, text: str) -> None:
         if not text.strip():
@@ -34,24 +36,34 @@ class Secret:
         for prefix in (_ENV, _FILE):
             if text.startswith(prefix) and not text.removeprefix(prefix).strip():
                 raise ValueError(f"says {prefix!r} but not which")
-        self._text = text
+        self._text: str | None = text
+        is_reference = text.startswith((_ENV, _FILE))
+        self._known_by = text if is_reference else hashlib.sha256(text.encode()).hexdigest()
 
     @property
     def reference(self) -> str | None:
         """``env:NAME`` or ``file:PATH``, or None for a secret that was written out."""
-        return self._text if self._text.startswith((_ENV, _FILE)) else None
+        return self._known_by if self._known_by.startswith((_ENV, _FILE)) else None
 
     def reveal(self, env: Mapping[str, str] = os.environ) -> str:
         """Return the secret itself.
 
         Raises:
-            SecretError: the variable is not set, or the file cannot be read, or either is empty.
+            SecretError: the variable is not set, or the file cannot be read, or either is empty, or
+                it was forgotten.
         """
+        if self._text is None:
+            raise SecretError("it was read and forgotten")
         if self._text.startswith(_ENV):
             return _from_environment(self._text.removeprefix(_ENV).strip(), env)
         if self._text.startswith(_FILE):
             return _from_file(Path(self._text.removeprefix(_FILE).strip()))
         return self._text
+
+    def forget(self) -> None:
+        """Keep only the SHA-256 of a secret that was written out; it still equals itself."""
+        if self.reference is None:
+            self._text = None
 
     def __repr__(self) -> str:
         return f"Secret({self})"
@@ -60,10 +72,10 @@ class Secret:
         return self.reference or HIDDEN
 
     def __eq__(self, other: object) -> bool:
-        return self._text == other._text if isinstance(other, Secret) else NotImplemented
+        return self._known_by == other._known_by if isinstance(other, Secret) else NotImplemented
 
     def __hash__(self) -> int:
-        return hash(self._text)
+        return hash(self._known_by)
 
     @classmethod
     def __get_pydantic_core_schema__(

@@ -252,6 +252,13 @@ async def led(
     if not root.exists():
         write_images(root, images)
     orchestrator = await assemble(configuration(root, data_dir, **settings), TOKENS)
+    async with leading(orchestrator, data_dir) as run:
+        yield run
+
+
+@contextlib.asynccontextmanager
+async def leading(orchestrator: Orchestrator, data_dir: Path) -> AsyncIterator[Run]:
+    """Run an orchestrator that is there already; leaving stops it at once."""
     running = asyncio.create_task(orchestrator.run())
     ready = asyncio.create_task(orchestrator.ready.wait())
     await asyncio.wait({running, ready}, return_when=asyncio.FIRST_COMPLETED)

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import math
+import types
 from pathlib import Path
 from typing import Any
 
 import pytest
+from websockets.asyncio.client import ClientConnection
+from websockets.client import ClientProtocol
 
+from caption_flow.cli.orchestrator import ReadAgain, configured_tokens
+from caption_flow.config.load import load_orchestrator
 from caption_flow.config.orchestrator import OrchestratorConfig
 from caption_flow.config.problems import ConfigError, ConfigProblem
 from caption_flow.orchestrator.assembly import assemble
@@ -49,11 +55,12 @@ from tests.integration.orchestrator.parties import (
     Run,
     ScriptedWorker,
     configuration,
+    leading,
     led,
     row,
     until,
 )
-from tests.support.fleet import items_between_stages
+from tests.support.fleet import items_between_stages, write_images
 
 DIGEST = bytes(32)
 
@@ -615,3 +622,49 @@ async def test_a_recipe_that_nobody_was_sent_is_refused_as_ever(reloadable: Relo
         item = granted.items[0].index
         await writer.report(granted.lease, [item], reached=1, **drafted(writer, item, "made up"))
         assert "of another recipe" in (await writer.closed())[1]
+
+
+async def test_a_run_keeps_no_token_that_its_configuration_had_written_out(tmp_path: Path) -> None:
+    words = "in plain words"
+    settings = {
+        "host": "127.0.0.1",
+        "port": 0,
+        "dataset": {"type": "local_filesystem", "dataset_path": str(tmp_path / "images")},
+        "vllm": {"model": "m", "inference_prompts": ["What is it?"]},
+        "storage": {"data_dir": str(tmp_path / "run")},
+        "auth": {
+            "worker_tokens": [{"token": words, "name": "known by name"}],
+            "admin_tokens": [{"token": f"{words} too", "name": "an owner"}],
+        },
+    }
+    write_images(tmp_path / "images", 8)
+    path = tmp_path / "orchestrator.json"
+    path.write_text(json.dumps({"orchestrator": settings}))
+    config = load_orchestrator(path).config
+    reading = ReadAgain(path, {}, insecure=False)
+    orchestrator = await assemble(config, configured_tokens(config), read_again=reading)
+    async with leading(orchestrator, tmp_path / "run") as run:
+        worker = await run.join(token=words)
+        for _ in range(2):
+            admin = await run.connect(token=f"{words} too")
+            await admin.send(Reload())
+            assert isinstance(await admin.next(), Done), "the tokens are the same"
+            texts = texts_within(orchestrator, config, reading)
+            assert "known by name" in texts
+            assert {"Sec-WebSocket-Protocol", "Authorization"} & texts == {"Sec-WebSocket-Protocol"}
+            assert not [text for text in texts if words in text]
+        await worker.lease()
+
+
+def texts_within(*roots: object) -> set[str]:
+    """Return every text that can be reached from objects, but through code and our own clients."""
+    code = (type, types.ModuleType, types.FunctionType, types.CodeType, types.FrameType)
+    clients = (ClientConnection, ClientProtocol, ScriptedWorker)
+    seen: dict[int, object] = {}
+    waiting = list(roots)
+    while waiting:
+        one = waiting.pop()
+        if id(one) not in seen and not isinstance(one, (*code, *clients)):
+            seen[id(one)] = one
+            waiting += gc.get_referents(one)
+    return {one for one in seen.values() if isinstance(one, str)}

@@ -114,3 +114,20 @@ def test_entries_may_be_tokens_alone_and_have_names_all_the_same() -> None:
         ("worker", "worker 3", Secret("42")),
         ("admin", "admin 1", Secret("def")),
     ]
+
+
+def test_a_secret_that_was_forgotten_can_only_be_recognised() -> None:
+    secret = Secret(LITERAL)
+    secret.forget()
+    assert secret == Secret(LITERAL) != Secret("another")
+    assert hash(secret) == hash(Secret(LITERAL))
+    assert str(secret) == str(Secret(LITERAL))
+    assert LITERAL.encode() not in pickle.dumps(secret)
+    with pytest.raises(SecretError, match="was read and forgotten"):
+        secret.reveal()
+
+
+def test_a_reference_is_never_forgotten() -> None:
+    secret = Secret("env:TOKEN")
+    secret.forget()
+    assert secret.reveal({"TOKEN": LITERAL}) == LITERAL

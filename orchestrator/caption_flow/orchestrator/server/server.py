@@ -78,6 +78,8 @@ class Gate:
         address = str((connection.remote_address or ("?",))[0])
         token = bearer_token(request.headers.get("Authorization"))
         identity = None if token is None else self._tokens.identify(token)
+        # The connection keeps its request; nobody needs to know the token any longer.
+        request.headers.pop("Authorization", None)
         if identity is None:
             await self._hold_back(connection, address)
             return connection.respond(
