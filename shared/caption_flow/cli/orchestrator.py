@@ -261,7 +261,7 @@ def configured_tokens(config: OrchestratorConfig) -> list[tuple[str, str, str]]:
     What is recognised by its digest need not be known: the configuration forgets it.
     """
     entries = [] if config.auth is None else list(config.auth.entries())
-    tokens = [(role, entry.name, entry.token.reveal()) for role, entry in entries]
+    tokens = [(str(role), entry.name, entry.token.reveal()) for role, entry in entries]
     for _role, entry in entries:
         entry.token.forget()
     return tokens
