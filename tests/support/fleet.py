@@ -20,6 +20,7 @@ from caption_flow.protocol.identity import content_hash
 from caption_flow.storage.database import PARTS_FOLDER, open_for_reading
 from caption_flow.storage.reader import StorageReader
 from caption_flow.worker.engines.synthetic import synthetic_caption
+from tests.support.certificates import Pair
 
 PATIENCE_SECONDS: Final = 60.0
 """No test waits longer for any one thing; one that gets here has failed."""
@@ -192,8 +193,17 @@ class Fleet:
     Leave it as a context manager: whatever still runs is killed.
     """
 
-    def __init__(self, folder: Path, *, data_dir: Path | None = None, **settings: Any) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        data_dir: Path | None = None,
+        certificate: Pair | None = None,
+        **settings: Any,
+    ) -> None:
+        """``certificate`` is served, and workers know it; else all is plain."""
         self.folder = folder
+        self.certificate = certificate
         self.images = folder / "images"
         self.data_dir = data_dir or folder / "run"
         self.port = free_port()
@@ -217,6 +227,10 @@ class Fleet:
     def config(self) -> Path:
         return self.folder / "orchestrator.json"
 
+    @property
+    def scheme(self) -> str:
+        return "ws" if self.certificate is None else "wss"
+
     def write_configuration(self, **settings: Any) -> None:
         """Write the orchestrator's configuration; ``settings`` replace keys of it."""
         storage = {
@@ -234,6 +248,9 @@ class Fleet:
             **settings,
             "storage": storage,
         }
+        if self.certificate is not None:
+            files = {"cert": str(self.certificate.cert), "key": str(self.certificate.key)}
+            orchestrator["ssl"] = files
         self.config.write_text(json.dumps({"orchestrator": orchestrator}))
 
     async def orchestrator(self, *arguments: str, ready: bool = True) -> Process:
@@ -259,7 +276,9 @@ class Fleet:
         """Start a worker; ``engine`` are the synthetic engine's options."""
         config = self.folder / f"{name}.json"
         section = {"engine": {"type": "synthetic", **(engine or {})}, "token": token, "name": name}
-        section["server"] = url or f"ws://127.0.0.1:{self.port}"
+        section["server"] = url or f"{self.scheme}://127.0.0.1:{self.port}"
+        if self.certificate is not None:
+            section["tls_fingerprint"] = self.certificate.fingerprint.hex()
         config.write_text(json.dumps({"worker": section}))
         return await self.start(
             name,

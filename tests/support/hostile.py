@@ -11,6 +11,7 @@ from typing import Final
 from caption_flow.protocol.codec import encode
 from caption_flow.protocol.messages import Hello
 from caption_flow.protocol.version import SUBPROTOCOL
+from tests.support.wire import PLAIN, Wire
 
 CONT: Final = 0
 TEXT: Final = 1
@@ -107,9 +108,9 @@ class Peer:
 
 
 @contextlib.asynccontextmanager
-async def dialled(port: int) -> AsyncIterator[Peer]:
+async def dialled(port: int, wire: Wire = PLAIN) -> AsyncIterator[Peer]:
     """A connection that has not said anything; aborted at the end."""
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=wire.client)
     try:
         yield Peer(reader, writer)
     finally:
@@ -119,9 +120,11 @@ async def dialled(port: int) -> AsyncIterator[Peer]:
 
 
 @contextlib.asynccontextmanager
-async def let_in(port: int, token: str, session: str = "", *headers: str) -> AsyncIterator[Peer]:
+async def let_in(
+    port: int, token: str, session: str = "", *headers: str, wire: Wire = PLAIN
+) -> AsyncIterator[Peer]:
     """A connection with a token, and if a session is named one that was welcomed."""
-    async with dialled(port) as peer:
+    async with dialled(port, wire) as peer:
         answer = await peer.upgrade(token, *headers)
         assert answer.startswith("HTTP/1.1 101 "), answer
         if session:

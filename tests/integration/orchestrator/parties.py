@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Iterable, Sequence
-from contextlib import AsyncExitStack, closing
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, closing
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -35,6 +35,8 @@ from caption_flow.protocol.rows import CAPTIONED, Row, encode_rows
 from caption_flow.protocol.version import SUBPROTOCOL
 from caption_flow.storage.reader import StorageReader
 from tests.support.fleet import write_images
+from tests.support.hostile import Peer, dialled, let_in
+from tests.support.wire import PLAIN, Wire
 
 PATIENCE_SECONDS = 20.0
 """No test waits longer for anything; one that gets here has failed."""
@@ -157,15 +159,32 @@ class ScriptedWorker:
 class Run:
     """A running orchestrator and whoever has connected to it."""
 
-    def __init__(self, orchestrator: Orchestrator, data_dir: Path, stack: AsyncExitStack) -> None:
+    def __init__(
+        self,
+        orchestrator: Orchestrator,
+        data_dir: Path,
+        stack: AsyncExitStack,
+        wire: Wire = PLAIN,
+    ) -> None:
         self.orchestrator = orchestrator
+        self.wire = wire
         self.data_dir = data_dir
         self._stack = stack
         self._sessions = 0
 
     @property
     def url(self) -> str:
-        return f"ws://127.0.0.1:{self.orchestrator.port}"
+        return f"{self.wire.scheme}://127.0.0.1:{self.orchestrator.port}"
+
+    def dialled(self) -> AbstractAsyncContextManager[Peer]:
+        """A raw connection that has not said anything."""
+        return dialled(self.orchestrator.port or 0, self.wire)
+
+    def let_in(
+        self, token: str, session: str = "", *headers: str
+    ) -> AbstractAsyncContextManager[Peer]:
+        """A raw connection with a token, and if a session is named one that was welcomed."""
+        return let_in(self.orchestrator.port or 0, token, session, *headers, wire=self.wire)
 
     async def connect(
         self,
@@ -184,6 +203,7 @@ class Run:
             compression=None,
             max_size=2**26,
             close_timeout=1.0,
+            ssl=self.wire.client,
             **options,
         )
         self._stack.push_async_callback(_vanish, connection)
@@ -242,7 +262,12 @@ TOKENS = (
 
 @contextlib.asynccontextmanager
 async def led(
-    tmp_path: Path, images: int = 32, *, root: Path | None = None, **settings: Any
+    tmp_path: Path,
+    images: int = 32,
+    *,
+    root: Path | None = None,
+    wire: Wire = PLAIN,
+    **settings: Any,
 ) -> AsyncIterator[Run]:
     """A run over so many pictures, led from this process, on a port of its own.
 
@@ -251,13 +276,16 @@ async def led(
     root, data_dir = root or tmp_path / "images", tmp_path / "run"
     if not root.exists():
         write_images(root, images)
-    orchestrator = await assemble(configuration(root, data_dir, **settings), TOKENS)
-    async with leading(orchestrator, data_dir) as run:
+    config = configuration(root, data_dir, **settings)
+    orchestrator = await assemble(config, TOKENS, tls=wire.served)
+    async with leading(orchestrator, data_dir, wire) as run:
         yield run
 
 
 @contextlib.asynccontextmanager
-async def leading(orchestrator: Orchestrator, data_dir: Path) -> AsyncIterator[Run]:
+async def leading(
+    orchestrator: Orchestrator, data_dir: Path, wire: Wire = PLAIN
+) -> AsyncIterator[Run]:
     """Run an orchestrator that is there already; leaving stops it at once."""
     running = asyncio.create_task(orchestrator.run())
     ready = asyncio.create_task(orchestrator.ready.wait())
@@ -265,7 +293,7 @@ async def leading(orchestrator: Orchestrator, data_dir: Path) -> AsyncIterator[R
     ready.cancel()
     try:
         async with AsyncExitStack() as stack:
-            yield Run(orchestrator, data_dir, stack)
+            yield Run(orchestrator, data_dir, stack, wire)
     finally:
         orchestrator.stop()
         async with asyncio.timeout(PATIENCE_SECONDS):

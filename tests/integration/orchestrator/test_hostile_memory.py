@@ -6,12 +6,15 @@ import asyncio
 import contextlib
 import re
 import resource
+import ssl
 from pathlib import Path
 
 import pytest
 
+from caption_flow.certificates.contexts import unverifying_context
 from caption_flow.protocol.codec import encode
 from caption_flow.protocol.messages import Fetch
+from tests.support.certificates import Pair, pair
 from tests.support.fleet import (
     TOKEN,
     Fleet,
@@ -23,9 +26,21 @@ from tests.support.fleet import (
     write_images,
 )
 from tests.support.hostile import BINARY, CONT, dialled, frame, let_in
+from tests.support.wire import PLAIN, Wire
+
+
+def client_hello() -> bytes:
+    """Return what a client of TLS says first."""
+    sent = ssl.MemoryBIO()
+    client = unverifying_context().wrap_bio(ssl.MemoryBIO(), sent)
+    with contextlib.suppress(ssl.SSLWantReadError):
+        client.do_handshake()
+    return sent.read()
+
 
 MOST_BYTES = 2**29
 """What attacks may add to the process, as docs/architecture.md says."""
+CLIENT_HELLO = client_hello()
 SESSIONS = 60
 """Each tries to have 16 MiB kept for it: twice the limit, all together."""
 
@@ -40,16 +55,25 @@ def descriptors(process: Process) -> int:
     return len(list(Path(f"/proc/{process.pid}/fd").iterdir()))
 
 
-async def stuff(port: int, number: int, frames: list[bytes]) -> None:
+async def stuff(port: int, wire: Wire, number: int, frames: list[bytes]) -> None:
+    session = f"hostile-session-{number:06}"
     with contextlib.suppress(OSError, asyncio.IncompleteReadError, TimeoutError):
-        async with let_in(port, TOKEN, f"hostile-session-{number:06}") as peer, asyncio.timeout(15):
+        async with let_in(port, TOKEN, session, wire=wire) as peer, asyncio.timeout(15):
             for one in frames:
                 await peer.send(one)
             await peer.gone()
 
 
+@pytest.fixture(params=["plain", "tls"])
+def certificate(request: pytest.FixtureRequest, tmp_path: Path) -> Pair | None:
+    return pair(tmp_path / "certificate") if request.param == "tls" else None
+
+
 @pytest.mark.parametrize("way", ["unfinished frames", "fragments", "unread answers"])
-async def test_the_memory_of_an_attacked_orchestrator_is_bounded(tmp_path: Path, way: str) -> None:
+async def test_the_memory_of_an_attacked_orchestrator_is_bounded(
+    tmp_path: Path, certificate: Pair | None, way: str
+) -> None:
+    wire = PLAIN if certificate is None else Wire(client=unverifying_context())
     frames = {
         "unfinished frames": [frame(BINARY, bytes(2**20), claimed=16 * 2**20 - 1)]
         + [bytes(2**20)] * 14,
@@ -57,15 +81,36 @@ async def test_the_memory_of_an_attacked_orchestrator_is_bounded(tmp_path: Path,
         "unread answers": [frame(BINARY, encode(Fetch(0, tuple(range(400)))))] * 500,
     }[way]
     written = write_images(tmp_path / "images", 300)
-    async with Fleet(tmp_path) as fleet:
+    async with Fleet(tmp_path, certificate=certificate) as fleet:
         leader = await fleet.orchestrator()
         before = memory(leader, "VmRSS")
         attacks = [
-            asyncio.create_task(stuff(fleet.port, number, frames)) for number in range(SESSIONS)
+            asyncio.create_task(stuff(fleet.port, wire, number, frames))
+            for number in range(SESSIONS)
         ]
         worker = await fleet.worker("honest", engine={"latency_ms": 5})
         assert await worker.exit_code() == 0, worker.tail()
         await asyncio.gather(*attacks)
+        assert memory(leader, "VmHWM") - before < MOST_BYTES
+        check_captions(stored_rows(fleet.data_dir), expected_captions(written))
+
+
+@pytest.mark.parametrize("said", [b"", CLIENT_HELLO[:40]], ids=["silent", "half a hello"])
+async def test_hands_that_are_never_shaken_keep_nobody_out(tmp_path: Path, said: bytes) -> None:
+    """Of TLS: twice as many connections at a time as the process has descriptors."""
+    written = write_images(tmp_path / "images", 100)
+    made = pair(tmp_path / "certificate")
+    async with Fleet(tmp_path, certificate=made) as fleet, contextlib.AsyncExitStack() as stack:
+        leader = await fleet.orchestrator()
+        resource.prlimit(leader.pid, resource.RLIMIT_NOFILE, (1024, 1024))
+        before = memory(leader, "VmRSS")
+        for _ in range(2048):
+            peer = await stack.enter_async_context(dialled(fleet.port))
+            with contextlib.suppress(OSError):
+                await peer.send(said)
+        worker = await fleet.worker("honest", engine={"latency_ms": 5})
+        assert await worker.exit_code() == 0, worker.tail()
+        assert descriptors(leader) < 512
         assert memory(leader, "VmHWM") - before < MOST_BYTES
         check_captions(stored_rows(fleet.data_dir), expected_captions(written))
 

@@ -31,22 +31,24 @@ from tests.support.hostile import (
     PING,
     TEXT,
     Peer,
-    dialled,
     frame,
-    let_in,
     request,
     wild_messages,
 )
 from tests.support.hostile_rows import malicious
+from tests.support.wire import PLAIN, Wire, tls
 
 SESSION = "session-of-the-hostile-one"
 WILD = wild_messages()
 
 
 @contextlib.asynccontextmanager
-async def attacked(tmp_path: Path, images: int = 32) -> AsyncIterator[Run]:
+async def attacked(tmp_path: Path, wire: Wire, images: int = 32) -> AsyncIterator[Run]:
     """A run in which an honest worker works off one chunk before the attack, and one after it."""
-    async with led(tmp_path, images=images) as run, asyncio.timeout(3 * PATIENCE_SECONDS):
+    async with (
+        led(tmp_path, images=images, wire=wire) as run,
+        asyncio.timeout(3 * PATIENCE_SECONDS),
+    ):
         honest = await run.join()
         await honest.work_off(await honest.lease())
         yield run
@@ -56,6 +58,11 @@ async def attacked(tmp_path: Path, images: int = 32) -> AsyncIterator[Run]:
 
 def items_of(lease: GrantedLease) -> list[int]:
     return [item.index for item in lease.items]
+
+
+@pytest.fixture(params=["plain", "tls"])
+def wire(request: pytest.FixtureRequest, tmp_path: Path) -> Wire:
+    return PLAIN if request.param == "plain" else tls(tmp_path / "certificate")
 
 
 # ---------------------------------------------------------------- before anybody is let in
@@ -68,18 +75,18 @@ def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("said", [b"", b"GET / HT", request(None)[:-2]])
 async def test_who_does_not_finish_the_upgrade_request_is_closed_in_time(
-    tmp_path: Path, hurried: None, said: bytes
+    tmp_path: Path, wire: Wire, hurried: None, said: bytes
 ) -> None:
-    async with attacked(tmp_path) as run, dialled(run.orchestrator.port or 0) as peer:
+    async with attacked(tmp_path, wire) as run, run.dialled() as peer:
         await peer.send(said)
         async with asyncio.timeout(5):
             await peer.gone()
 
 
 async def test_a_request_that_comes_byte_by_byte_gets_no_more_time(
-    tmp_path: Path, hurried: None
+    tmp_path: Path, wire: Wire, hurried: None
 ) -> None:
-    async with attacked(tmp_path) as run, dialled(run.orchestrator.port or 0) as peer:
+    async with attacked(tmp_path, wire) as run, run.dialled() as peer:
         async with asyncio.timeout(5):
             with contextlib.suppress(OSError):
                 for byte in request(TOKEN) * 100:
@@ -88,8 +95,10 @@ async def test_a_request_that_comes_byte_by_byte_gets_no_more_time(
             await peer.gone()
 
 
-async def test_headers_without_end_are_cut_off_long_before_the_time_is_up(tmp_path: Path) -> None:
-    async with attacked(tmp_path) as run, dialled(run.orchestrator.port or 0) as peer:
+async def test_headers_without_end_are_cut_off_long_before_the_time_is_up(
+    tmp_path: Path, wire: Wire
+) -> None:
+    async with attacked(tmp_path, wire) as run, run.dialled() as peer:
         async with asyncio.timeout(server.OPEN_SECONDS / 2):
             with contextlib.suppress(OSError):
                 await peer.send(b"GET / HTTP/1.1\r\n")
@@ -98,10 +107,10 @@ async def test_headers_without_end_are_cut_off_long_before_the_time_is_up(tmp_pa
             await peer.gone()
 
 
-async def test_ten_thousand_connections_keep_nobody_out(tmp_path: Path) -> None:
+async def test_ten_thousand_connections_keep_nobody_out(tmp_path: Path, wire: Wire) -> None:
     """They come faster than the time for a request runs out; the oldest make room."""
     with capture_logs() as logs:
-        async with attacked(tmp_path) as run:
+        async with attacked(tmp_path, wire) as run:
             honest = await run.join()
             flood = asyncio.create_task(open_and_hold(run, 10_000))
             crowd = Bounds().strangers_of_an_address
@@ -148,10 +157,10 @@ def doorkeeper_of(run: Run) -> guard.Doorkeeper:
 
 
 async def test_no_more_sessions_than_there_may_be(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, wire: Wire, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Bounds, "within", lambda *_: Bounds(sessions=3))
-    async with attacked(tmp_path) as run:
+    async with attacked(tmp_path, wire) as run:
         others = [await run.join() for _ in range(2)]
         with pytest.raises(InvalidStatus, match="503"):
             await run.connect()
@@ -163,11 +172,11 @@ async def test_no_more_sessions_than_there_may_be(
 # ---------------------------------------------------------------- frames
 
 
-async def test_compression_is_neither_accepted_nor_understood(tmp_path: Path) -> None:
+async def test_compression_is_neither_accepted_nor_understood(tmp_path: Path, wire: Wire) -> None:
     offer = "Sec-WebSocket-Extensions: permessage-deflate; client_max_window_bits"
     async with (
-        attacked(tmp_path) as run,
-        let_in(run.orchestrator.port or 0, TOKEN, "", offer) as peer,
+        attacked(tmp_path, wire) as run,
+        run.let_in(TOKEN, "", offer) as peer,
     ):
         assert "extensions" not in peer.answer.lower()
         await peer.send(frame(BINARY, b"\x00" * 100, rsv1=True))
@@ -176,19 +185,19 @@ async def test_compression_is_neither_accepted_nor_understood(tmp_path: Path) ->
 
 @pytest.mark.parametrize("claimed", [MAX_REPORT_BYTES + 1, 2**40, 2**63 - 1, 2**63, 2**64 - 1])
 async def test_a_frame_that_claims_too_much_is_refused_by_its_header(
-    tmp_path: Path, claimed: int
+    tmp_path: Path, wire: Wire, claimed: int
 ) -> None:
     async with (
-        attacked(tmp_path) as run,
-        let_in(run.orchestrator.port or 0, TOKEN, SESSION) as peer,
+        attacked(tmp_path, wire) as run,
+        run.let_in(TOKEN, SESSION) as peer,
     ):
         await peer.send(frame(BINARY, claimed=claimed))
         assert (await peer.ended())[0] == 1009
 
 
 @pytest.mark.parametrize("token", [TOKEN, MONITOR_TOKEN])
-async def test_the_first_message_must_be_small(tmp_path: Path, token: str) -> None:
-    async with attacked(tmp_path) as run, let_in(run.orchestrator.port or 0, token) as peer:
+async def test_the_first_message_must_be_small(tmp_path: Path, wire: Wire, token: str) -> None:
+    async with attacked(tmp_path, wire) as run, run.let_in(token) as peer:
         with contextlib.suppress(OSError):
             await peer.send(frame(BINARY, bytes(MAX_HELLO_BYTES + 2**17), claimed=15 * 2**20))
         assert (await peer.ended())[0] in {1009, 1006}
@@ -196,10 +205,12 @@ async def test_the_first_message_must_be_small(tmp_path: Path, token: str) -> No
 
 
 @pytest.mark.parametrize("payload", [b"", b"x"])
-async def test_a_message_of_endless_fragments_is_refused(tmp_path: Path, payload: bytes) -> None:
+async def test_a_message_of_endless_fragments_is_refused(
+    tmp_path: Path, wire: Wire, payload: bytes
+) -> None:
     async with (
-        attacked(tmp_path) as run,
-        let_in(run.orchestrator.port or 0, TOKEN, SESSION) as peer,
+        attacked(tmp_path, wire) as run,
+        run.let_in(TOKEN, SESSION) as peer,
     ):
         with contextlib.suppress(OSError):
             await peer.send(frame(BINARY, payload, fin=False))
@@ -209,10 +220,10 @@ async def test_a_message_of_endless_fragments_is_refused(tmp_path: Path, payload
         await until(lambda: SESSION not in run.orchestrator._conversations.links)
 
 
-async def test_who_sends_nothing_but_pings_is_cut_off(tmp_path: Path) -> None:
+async def test_who_sends_nothing_but_pings_is_cut_off(tmp_path: Path, wire: Wire) -> None:
     async with (
-        attacked(tmp_path) as run,
-        let_in(run.orchestrator.port or 0, TOKEN, SESSION) as peer,
+        attacked(tmp_path, wire) as run,
+        run.let_in(TOKEN, SESSION) as peer,
     ):
         with contextlib.suppress(OSError):
             for _ in range(1000):
@@ -220,11 +231,13 @@ async def test_who_sends_nothing_but_pings_is_cut_off(tmp_path: Path) -> None:
         await until(lambda: SESSION not in run.orchestrator._conversations.links)
 
 
-async def test_what_one_session_pours_in_leaves_others_their_turn(tmp_path: Path) -> None:
+async def test_what_one_session_pours_in_leaves_others_their_turn(
+    tmp_path: Path, wire: Wire
+) -> None:
     """A flood of small, lawful messages is taken one at a time, and not faster than that."""
     async with (
-        attacked(tmp_path) as run,
-        let_in(run.orchestrator.port or 0, TOKEN, SESSION) as peer,
+        attacked(tmp_path, wire) as run,
+        run.let_in(TOKEN, SESSION) as peer,
     ):
         flood = frame(BINARY, b"\x81\xa4type\xa9heartbeat") * 20_000
         pouring = asyncio.create_task(peer.send(flood))
@@ -234,10 +247,10 @@ async def test_what_one_session_pours_in_leaves_others_their_turn(tmp_path: Path
         await pouring
 
 
-async def test_text_is_no_message(tmp_path: Path) -> None:
+async def test_text_is_no_message(tmp_path: Path, wire: Wire) -> None:
     async with (
-        attacked(tmp_path) as run,
-        let_in(run.orchestrator.port or 0, TOKEN, SESSION) as peer,
+        attacked(tmp_path, wire) as run,
+        run.let_in(TOKEN, SESSION) as peer,
     ):
         await peer.send(frame(TEXT, b'{"type": "want", "chunks": 1}'))
         code, reason = await peer.ended()
@@ -245,10 +258,10 @@ async def test_text_is_no_message(tmp_path: Path) -> None:
         assert "binary" in reason
 
 
-async def test_a_frame_without_a_mask_is_no_frame(tmp_path: Path) -> None:
+async def test_a_frame_without_a_mask_is_no_frame(tmp_path: Path, wire: Wire) -> None:
     async with (
-        attacked(tmp_path) as run,
-        let_in(run.orchestrator.port or 0, TOKEN, SESSION) as peer,
+        attacked(tmp_path, wire) as run,
+        run.let_in(TOKEN, SESSION) as peer,
     ):
         await peer.send(b"\x82\x05hello")
         assert (await peer.ended())[0] == 1002
@@ -257,12 +270,12 @@ async def test_a_frame_without_a_mask_is_no_frame(tmp_path: Path) -> None:
 @pytest.mark.parametrize("welcomed", [True, False])
 @pytest.mark.parametrize("name", [name for name, _ in WILD])
 async def test_what_is_no_message_ends_its_session_and_no_other(
-    tmp_path: Path, name: str, welcomed: bool
+    tmp_path: Path, wire: Wire, name: str, welcomed: bool
 ) -> None:
     said = dict(WILD)[name]
     async with (
-        attacked(tmp_path) as run,
-        let_in(run.orchestrator.port or 0, TOKEN, SESSION if welcomed else "") as peer,
+        attacked(tmp_path, wire) as run,
+        run.let_in(TOKEN, SESSION if welcomed else "") as peer,
     ):
         await peer.send(frame(BINARY, said))
         code, reason = await peer.ended()
@@ -281,9 +294,9 @@ async def granted(run: Run, token: str = OTHER_TOKEN) -> tuple[ScriptedWorker, G
 
 @pytest.mark.parametrize("name", [name for name, _ in malicious([8, 9])])
 async def test_rows_that_are_not_what_they_should_be_are_not_stored(
-    tmp_path: Path, name: str
+    tmp_path: Path, wire: Wire, name: str
 ) -> None:
-    async with attacked(tmp_path) as run:
+    async with attacked(tmp_path, wire) as run:
         before = set(run.rows())
         liar, lease = await granted(run)
         items = items_of(lease)
@@ -294,8 +307,10 @@ async def test_rows_that_are_not_what_they_should_be_are_not_stored(
         assert set(run.rows()) == before
 
 
-async def test_the_lease_of_another_gives_nothing_away_and_takes_nothing(tmp_path: Path) -> None:
-    async with attacked(tmp_path) as run:
+async def test_the_lease_of_another_gives_nothing_away_and_takes_nothing(
+    tmp_path: Path, wire: Wire
+) -> None:
+    async with attacked(tmp_path, wire) as run:
         victim, lease = await granted(run)
         items = items_of(lease)
         for number in (lease.lease, 0, -1, 2**63 - 1):
@@ -312,8 +327,10 @@ async def test_the_lease_of_another_gives_nothing_away_and_takes_nothing(tmp_pat
         assert {run.rows()[item]["contributor"] for item in items} == {"somebody else"}
 
 
-async def test_who_asks_for_nothing_but_what_it_may_not_have_is_cut_off(tmp_path: Path) -> None:
-    async with attacked(tmp_path) as run:
+async def test_who_asks_for_nothing_but_what_it_may_not_have_is_cut_off(
+    tmp_path: Path, wire: Wire
+) -> None:
+    async with attacked(tmp_path, wire) as run:
         curious, lease = await granted(run)
         with contextlib.suppress(ConnectionClosed):
             for _ in range(20):
@@ -321,8 +338,10 @@ async def test_who_asks_for_nothing_but_what_it_may_not_have_is_cut_off(tmp_path
         assert "does not have" in (await curious.closed())[1]
 
 
-async def test_numbers_that_come_again_or_out_of_order_store_nothing_twice(tmp_path: Path) -> None:
-    async with attacked(tmp_path) as run:
+async def test_numbers_that_come_again_or_out_of_order_store_nothing_twice(
+    tmp_path: Path, wire: Wire
+) -> None:
+    async with attacked(tmp_path, wire) as run:
         worker, lease = await granted(run)
         items = items_of(lease)
         for seq, some in ((5, items[:2]), (5, items[:2]), (3, items[2:4]), (9, items), (1, items)):
@@ -332,10 +351,10 @@ async def test_numbers_that_come_again_or_out_of_order_store_nothing_twice(tmp_p
 
 
 async def test_who_reads_nothing_for_long_is_cut_off(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, wire: Wire, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(session, "_TAKE_SECONDS", 1.0)
-    async with attacked(tmp_path) as run:
+    async with attacked(tmp_path, wire) as run:
         deaf, lease = await granted(run)
         deaf.connection.transport.pause_reading()
         for path in (tmp_path / "images").rglob("*.bmp"):
@@ -348,14 +367,13 @@ async def test_who_reads_nothing_for_long_is_cut_off(
 
 
 async def test_what_many_sessions_send_and_do_not_end_is_bounded_in_all(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, wire: Wire, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Bounds, "within", lambda *_: Bounds(held_bytes=32 * 2**20))
-    async with attacked(tmp_path) as run, contextlib.AsyncExitStack() as stack:
-        port = run.orchestrator.port or 0
+    async with attacked(tmp_path, wire) as run, contextlib.AsyncExitStack() as stack:
         peers: list[Peer] = []
         for number in range(8):
-            peer = await stack.enter_async_context(let_in(port, TOKEN, f"{SESSION}-{number}"))
+            peer = await stack.enter_async_context(run.let_in(TOKEN, f"{SESSION}-{number}"))
             peers.append(peer)
             with contextlib.suppress(OSError):
                 await peer.send(frame(BINARY, bytes(12 * 2**20), claimed=15 * 2**20))
@@ -364,12 +382,12 @@ async def test_what_many_sessions_send_and_do_not_end_is_bounded_in_all(
 
 
 async def test_an_honest_worker_is_not_the_greediest(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, wire: Wire, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Bounds, "within", lambda *_: Bounds(held_bytes=2 * 2**20))
     async with (
-        attacked(tmp_path) as run,
-        let_in(run.orchestrator.port or 0, TOKEN, SESSION) as peer,
+        attacked(tmp_path, wire) as run,
+        run.let_in(TOKEN, SESSION) as peer,
     ):
         honest = await run.join()
         await honest.send(Want(1))

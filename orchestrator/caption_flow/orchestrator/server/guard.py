@@ -2,6 +2,7 @@
 
 Strangers (connections whose upgrade is not accepted yet) are few, and the oldest makes room for the
 newest: an honest worker needs milliseconds to get in, whoever waits for longer stands in its way.
+They are counted from the first packet on; with TLS that is before hands are shaken.
 What those let in have sent and nobody has taken yet is bounded in all; the one that holds the most
 goes first, since honest ones hold little.
 """
@@ -11,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import resource
+import ssl
 from collections import OrderedDict, deque
 from dataclasses import dataclass, replace
 from functools import partial
@@ -38,6 +40,7 @@ _FRAME_BYTES: Final = 256
 """What a frame costs beside what is in it."""
 _TELL_SECONDS: Final = 10.0
 _CLOSE_SECONDS: Final = 2.0
+_SHAKE_HANDS_SECONDS: Final = 10.0
 _UNLIMITED: Final = 2**20
 _OWN_DESCRIPTORS: Final = 128
 """Kept for the ledger's database, parts, the dataset's files and threads."""
@@ -209,9 +212,16 @@ class Doorkeeper:
 class GuardedConnection(ServerConnection):
     """A connection that keeps within the bounds, and is cut off where it does not."""
 
-    def __init__(self, doorkeeper: Doorkeeper, *args: Any, **kwargs: Any) -> None:
+    def __init__(
+        self, doorkeeper: Doorkeeper, tls: ssl.SSLContext | None, *args: Any, **kwargs: Any
+    ) -> None:
         super().__init__(*args, **kwargs)
         self._doorkeeper = doorkeeper
+        self._tls = tls
+        self._securing: asyncio.Task[None] | None = None
+        self._begun = False
+        self._early = bytearray()
+        """What came before there was anybody to decrypt it, and then before `_begin`."""
         self._requested = 0
         self._unparsed = bytearray()
         self._resuming = False
@@ -243,9 +253,57 @@ class GuardedConnection(ServerConnection):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Register with the doorkeeper; it may have to part with another."""
+        self.transport = cast("asyncio.Transport", transport)
+        self._doorkeeper.arrived(self)
+        if self._tls is None:
+            self._begin(transport)
+        else:
+            self._securing = self.loop.create_task(self._secure(self.transport, self._tls))
+
+    async def _secure(self, transport: asyncio.Transport, tls: ssl.SSLContext) -> None:
+        """Shake hands, and begin if that succeeds.
+
+        A server with an ``ssl`` argument would do so before it tells anybody of the connection, and
+        nobody could bound how many do not.
+        """
+        shaking = self.loop.create_task(
+            self.loop.start_tls(
+                *(transport, self, tls),
+                server_side=True,
+                ssl_handshake_timeout=_SHAKE_HANDS_SECONDS,
+            )
+        )
+        try:
+            await asyncio.sleep(0)  # from here on the transport's protocol is the one of TLS
+            self._hand_over(transport.get_protocol())
+            secured = await shaking
+        except (OSError, EOFError):
+            secured = None
+        finally:
+            shaking.cancel()
+        if secured is None or self._lost or secured.is_closing() or transport.is_closing():
+            self._doorkeeper.left(self)
+            transport.abort()
+        else:
+            self._begin(secured)
+
+    def _hand_over(self, protocol: Any) -> None:
+        """Give TLS's protocol, an `asyncio.BufferedProtocol`, what came before it was there."""
+        early, self._early = bytes(self._early), bytearray()
+        while early:
+            room = protocol.get_buffer(len(early))
+            count = min(len(room), len(early))
+            room[:count] = early[:count]
+            protocol.buffer_updated(count)
+            early = early[count:]
+
+    def _begin(self, transport: asyncio.BaseTransport) -> None:
+        self._begun = True
         super().connection_made(transport)
         self.recv_messages.resume = self._resume
-        self._doorkeeper.arrived(self)
+        if self._early:
+            self.data_received(bytes(self._early))
+            self._early.clear()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Give back everything."""
@@ -254,11 +312,15 @@ class GuardedConnection(ServerConnection):
         if self._large is not None:
             self._large.cancel()
         self._doorkeeper.left(self)
-        super().connection_lost(exc)
+        if self._begun:
+            super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         """Parse what came, a little at a time and no more than is asked for."""
         if self._lost:
+            return
+        if not self._begun:
+            self._early += data
             return
         if self.state is CONNECTING:
             self._requested += len(data)
@@ -274,7 +336,8 @@ class GuardedConnection(ServerConnection):
     def eof_received(self) -> None:
         """Drop what was not parsed: nobody is there any more to hear of it."""
         self._unparsed.clear()
-        super().eof_received()
+        if self._begun:
+            super().eof_received()
 
     # ------------------------------------------------------------------ taking in
 
@@ -395,6 +458,6 @@ class GuardedConnection(ServerConnection):
             self.loop.call_later(_CLOSE_SECONDS, self.abort)
 
 
-def guarded_by(doorkeeper: Doorkeeper) -> type[ServerConnection]:
-    """Return what `websockets.serve` makes connections with."""
-    return cast("type[ServerConnection]", partial(GuardedConnection, doorkeeper))
+def guarded_by(doorkeeper: Doorkeeper, tls: ssl.SSLContext | None) -> type[ServerConnection]:
+    """Return what `websockets.serve` makes connections with; ``tls`` is for these, not for it."""
+    return cast("type[ServerConnection]", partial(GuardedConnection, doorkeeper, tls))
