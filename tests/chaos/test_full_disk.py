@@ -108,7 +108,7 @@ class Run:
 @contextlib.asynccontextmanager
 async def run_on(tmp_path: Path, disk: Disk, data_dir: Path) -> AsyncIterator[Run]:
     written = write_images(tmp_path / "images", ITEMS)
-    settings = {
+    settings: dict[str, Any] = {
         "chunk_size": 20,
         "lease_seconds": 2,
         "storage": {"caption_buffer_size": 100, "checkpoint_interval": 1},
