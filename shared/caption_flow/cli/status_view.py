@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from rich.console import Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.table import Table
 from rich.text import Text
 
@@ -22,6 +22,10 @@ from caption_flow.protocol.report import Contributor, Report, WorkerReport
 _BARS: Final = "▁▂▃▄▅▆▇█"
 _GRAPH_COLUMNS: Final = 60
 _SHARDS_SHOWN: Final = 5
+_TEXTS_OF_WORKERS: Final = frozenset({"worker", "token", "version", "engine", "address"})
+_LEAST_WANTED: Final = ("version", "address", "leases", "items", "engine", "token", "starved")
+"""Columns about workers, in the order in which they make room in narrow terminals."""
+_ANY_WIDTH: Final = 10_000
 _STATE_COLOURS: Final[Mapping[str, str]] = {
     "running": "green",
     "finished": "green",
@@ -105,7 +109,7 @@ def view(report: Report, shown: Shown, history: History | None = None) -> Render
         more = len(report.passed_over) - _SHARDS_SHOWN
         parts.append(Text(f"and {more:,} shards more (--json has them all)", style="yellow"))
     if report.workers:
-        parts.append(_workers(report.workers, shown))
+        parts.append(_Workers(report.workers, shown))
     if shown.contributors and report.contributors:
         parts.append(_contributors(report))
     if history is not None and shown.graph and history.rates:
@@ -177,26 +181,50 @@ def _by_kind(counts: Mapping[str, int]) -> str:
     return ": " + ", ".join(f"{for_people(kind)} {number:,}" for kind, number in kinds)
 
 
-def _workers(workers: Sequence[WorkerReport], shown: Shown) -> Table:
-    table = _table("worker", "token", "version", "engine", "address")
-    numbers = ["leases", "items"] if shown.queues else []
-    for name in (*numbers, "done", "rate", "starved", "seen"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for worker in workers:
-        engine = " ".join(filter(None, (worker.engine, worker.device)))
-        texts = (worker.name, worker.contributor, worker.version, engine, worker.address)
-        held = [f"{worker.leases:,}", f"{worker.items:,}"] if shown.queues else []
-        cells = [
-            *(for_people(text) for text in texts),
-            *held,
-            f"{worker.done:,}",
-            rate(worker.rate),
-            duration(worker.starved_seconds),
-            f"{duration(worker.last_seen_seconds)} ago" if worker.connected else "lost",
-        ]
-        style = "" if worker.connected else "yellow"
-        table.add_row(*(Text(cell, style=style) for cell in cells))
-    return table
+class _Workers:
+    """A table of workers that leaves out what is least wanted where there is no room for all."""
+
+    def __init__(self, workers: Sequence[WorkerReport], shown: Shown) -> None:
+        self._rows = [(_cells(worker), worker.connected) for worker in workers]
+        self._hidden = () if shown.queues else ("leases", "items")
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        unbounded = options.update(max_width=_ANY_WIDTH)
+        for count in range(len(_LEAST_WANTED) + 1):
+            table = self._without(_LEAST_WANTED[:count])
+            if console.measure(table, options=unbounded).maximum <= options.max_width:
+                break
+        yield table
+
+    def _without(self, left_out: Sequence[str]) -> Table:
+        names = [n for n in self._rows[0][0] if n not in left_out and n not in self._hidden]
+        table = _table()
+        for name in names:
+            is_number = name not in _TEXTS_OF_WORKERS
+            table.add_column(
+                name, no_wrap=True, overflow="ellipsis", justify="right" if is_number else "left"
+            )
+        for cells, connected in self._rows:
+            style = "" if connected else "yellow"
+            table.add_row(*(Text(cells[name], style=style) for name in names))
+        return table
+
+
+def _cells(worker: WorkerReport) -> dict[str, str]:
+    """Return what is shown of a worker, by column and in their order."""
+    return {
+        "worker": for_people(worker.name),
+        "token": for_people(worker.contributor),
+        "version": for_people(worker.version),
+        "engine": for_people(" ".join(filter(None, (worker.engine, worker.device)))),
+        "address": for_people(worker.address),
+        "leases": f"{worker.leases:,}",
+        "items": f"{worker.items:,}",
+        "done": f"{worker.done:,}",
+        "rate": rate(worker.rate),
+        "starved": duration(worker.starved_seconds),
+        "seen": f"{duration(worker.last_seen_seconds)} ago" if worker.connected else "lost",
+    }
 
 
 def _contributors(report: Report) -> Table:

@@ -62,15 +62,29 @@ REPORT = Report(
 )
 
 
-def shown(report: Report, how: Shown | None = None, history: History | None = None) -> str:
+def shown(
+    report: Report, how: Shown | None = None, history: History | None = None, width: int = 160
+) -> str:
     file = io.StringIO()
-    console = Console(file=file, width=160, highlight=False, markup=False, color_system=None)
+    console = Console(file=file, width=width, highlight=False, markup=False, color_system=None)
     console.print(view(report, how or Shown(), history))
     return file.getvalue()
 
 
 def changed(**facts: object) -> Report:
     return msgspec.structs.replace(REPORT, **facts)
+
+
+@pytest.mark.parametrize("width", [60, 80, 100, 160])
+def test_narrow_terminals_leave_out_columns_rather_than_letters(width: int) -> None:
+    lines = shown(REPORT, width=width).splitlines()
+    (at,) = [number for number, line in enumerate(lines) if line.startswith("worker")]
+    names, cells = lines[at].split(), lines[at + 1]
+    assert {"worker", "done", "rate", "seen"} <= set(names)
+    assert ("address" in names) == (width >= 100)
+    assert "…" not in lines[at] + cells
+    assert cells.startswith("ada ")
+    assert cells.rstrip().endswith("3 s ago")
 
 
 def test_the_headline_says_how_far_the_run_is() -> None:
