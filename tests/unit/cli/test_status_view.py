@@ -78,7 +78,7 @@ def changed(**facts: object) -> Report:
 @pytest.mark.parametrize("width", [60, 80, 100, 160])
 def test_narrow_terminals_leave_out_columns_rather_than_letters(width: int) -> None:
     lines = shown(REPORT, width=width).splitlines()
-    (at,) = [number for number, line in enumerate(lines) if line.startswith("worker")]
+    (at,) = [number for number, line in enumerate(lines) if line.startswith("worker  ")]
     names, cells = lines[at].split(), lines[at + 1]
     assert {"worker", "done", "rate", "seen"} <= set(names)
     assert ("address" in names) == (width >= 100)
