@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import structlog
 import typer
 
+from caption_flow.cli.arrow import keep_pandas_out
 from caption_flow.cli.configuration import load_worker_or_refuse
 from caption_flow.cli.crew import PARENT_VARIABLE
 from caption_flow.cli.dialling import (
@@ -257,6 +258,7 @@ def start(
 
     from caption_flow.worker.service import run_worker  # noqa: PLC0415
 
+    keep_pandas_out()
     settings = settings_from(
         config,
         token=token,
