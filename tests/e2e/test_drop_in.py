@@ -6,22 +6,24 @@ proves which picture it was made from; one test is with real vLLM.
 
 from __future__ import annotations
 
+import asyncio
 import importlib.util
 import json
 import os
 import re
+import shutil
 import signal
-import sys
+import socket
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import pytest
 
+from caption_flow.storage import StorageManager
 from caption_flow.storage.contents import StorageContents
-from caption_flow.storage.exporter import StorageExporter
-from tests.support.cli import caption_flow, caption_of, make_image, make_images, text_beside
+from caption_flow.storage.exporter import ExportError, StorageExporter
+from tests.support.cli import caption_of, make_image, make_images, text_beside
 from tests.support.client import (
     KILL_SECONDS,
     READY_BYTES,
@@ -143,13 +145,13 @@ def test_nothing_is_written_but_the_workspace_and_the_texts(job: Job) -> None:
     assert made <= {"orchestrator.json", "logs", "caption_data", "exports"}
 
 
-def test_a_job_with_failures_is_a_job_that_went_well_and_the_next_has_nothing_to_do(
-    job: Job,
-) -> None:
-    with client(job.client.home, token=job.client.token) as again:
+def test_the_same_job_again_has_nothing_to_do_and_waits_for_no_engine(job: Job) -> None:
+    with client(job.client.home, token=job.client.token, mock_results=False) as again:
+        again.prepare()
+        lay_out_endless_vllm(again)
         again.caption()
         assert again.contents().total_rows == len(NAMES) + 1
-        assert " loading the engine" not in again.workers[0].said or True
+        assert "finished, step 0/7" in again.workers[0].said
 
 
 # --------------------------------------------------------------------------- what survives
@@ -158,7 +160,7 @@ def test_a_job_with_failures_is_a_job_that_went_well_and_the_next_has_nothing_to
 def test_additions_to_the_environment_reach_every_process_and_no_pandas_is_loaded(
     tmp_path: Path,
 ) -> None:
-    """What takes a second to import and is not needed comes between the last caption and the end."""
+    """A second of importing, on the event loop, is a second in which nothing is written."""
     with client(tmp_path) as ours:
         (tmp_path / "worker.yaml").write_text(SLOW_WORKERS)
         make_images(ours.dataset, 200)
@@ -166,13 +168,8 @@ def test_additions_to_the_environment_reach_every_process_and_no_pandas_is_loade
         wait_for(lambda: stored(ours), lambda: ours.said, A_WHILE)
         family = ours.left()
         assert len(family) == 3, family
+        assert_paths_survive(ours)
         for pid in family:
-            variables = dict(
-                entry.partition("=")[::2]
-                for entry in Path(f"/proc/{pid}/environ").read_text().split("\0")
-            )
-            assert variables["PYTHONPATH"].startswith(f"{tmp_path / 'no cv2'}{os.pathsep}")
-            assert variables["LD_LIBRARY_PATH"].startswith(str(tmp_path / "libraries"))
             assert "/pandas/" not in Path(f"/proc/{pid}/maps").read_text(), family[pid]
         assert ours.cancel()
 
@@ -207,6 +204,22 @@ def test_a_cancelled_job_keeps_all_that_was_finished_and_leaves_no_process(
             assert text_beside(image) == (expected and expected[0])
 
 
+def test_a_job_that_is_cancelled_while_vllm_is_imported_waits_for_no_import(
+    tmp_path: Path,
+) -> None:
+    with client(tmp_path, mock_results=False) as ours:
+        make_images(ours.dataset, 2)
+        ours.prepare()
+        lay_out_endless_vllm(ours)
+        ours.start_orchestrator()
+        ours.wait_until_ready()
+        ours.start_workers()
+        wait_for(lambda: "importing" in ours.workers[0].said, lambda: ours.said, A_WHILE)
+        assert ours.cancel(), "somebody had to be killed"
+        assert [one.process.returncode for one in ours.workers] == [0]
+        assert ours.left() == {}
+
+
 def test_what_was_acknowledged_survives_a_job_that_is_killed_without_a_word(
     tmp_path: Path,
 ) -> None:
@@ -228,6 +241,26 @@ def test_what_was_acknowledged_survives_a_job_that_is_killed_without_a_word(
             assert row["captions"] == [caption_of(named[row["filename"]])]
 
 
+def assert_paths_survive(ours: Client) -> None:
+    """See that whatever was started, vLLM's own processes included, has the additions to paths."""
+    for pid, command in ours.left().items():
+        try:
+            entries = Path(f"/proc/{pid}/environ").read_text().split("\0")
+        except OSError:
+            continue  # it has ended meanwhile
+        variables = dict(entry.partition("=")[::2] for entry in entries)
+        first, *_ = variables["PYTHONPATH"].split(os.pathsep)
+        assert first == str(ours.home / "no cv2"), command
+        assert str(ours.home / "libraries") in variables["LD_LIBRARY_PATH"].split(os.pathsep)
+
+
+def lay_out_endless_vllm(ours: Client) -> None:
+    """Let vLLM be something that takes ten minutes to import."""
+    module = ours.home / "no cv2" / "vllm" / "__init__.py"
+    module.parent.mkdir()
+    module.write_text("import time\nprint('importing', flush=True)\ntime.sleep(600)\n")
+
+
 def begin(ours: Client, *, workers: int) -> None:
     ours.prepare()
     ours.start_orchestrator()
@@ -237,16 +270,8 @@ def begin(ours: Client, *, workers: int) -> None:
 
 def stored(ours: Client) -> int:
     """Count the rows that are durable, as another process sees them."""
-    counted = caption_stats(ours)
+    counted = asyncio.run(StorageManager(ours.data_dir).get_caption_stats())
     return int(counted["total_rows"])
-
-
-def caption_stats(ours: Client) -> dict[str, Any]:
-    import asyncio  # noqa: PLC0415
-
-    from caption_flow.storage import StorageManager  # noqa: PLC0415
-
-    return asyncio.run(StorageManager(ours.data_dir).get_caption_stats())
 
 
 # --------------------------------------------------------------------------- how it fails
@@ -255,11 +280,7 @@ def caption_stats(ours: Client) -> dict[str, Any]:
 def failed(ours: Client, *, token: str | None = None) -> str:
     """Run a job that cannot succeed; return the one line that its people are shown."""
     with pytest.raises(JobFailed) as caught:
-        ours.prepare()
-        ours.start_orchestrator()
-        ours.wait_until_ready()
-        ours.start_workers(token=token)
-        ours.wait_for_workers()
+        ours.caption(token=token)
     (line,) = str(caught.value).splitlines()
     assert "Traceback" not in ours.said
     return line
@@ -299,8 +320,6 @@ def test_a_wrong_token_is_said_to_be_wrong(tmp_path: Path) -> None:
 
 
 def test_a_port_that_is_taken_is_named(tmp_path: Path) -> None:
-    import socket  # noqa: PLC0415
-
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -328,9 +347,7 @@ def test_a_run_that_is_led_already_is_refused_with_who_leads_it(tmp_path: Path) 
 
 
 def test_an_output_field_that_there_is_not_is_named_with_those_there_are(job: Job) -> None:
-    from caption_flow.storage.exporter import ExportError  # noqa: PLC0415
-
-    with pytest.raises(ExportError, match="captoins.*captions"):
+    with pytest.raises(ExportError, match=r"captoins.*captions"):
         StorageExporter(job.contents).to_txt(job.client.dataset, export_column="captoins")
 
 
@@ -353,11 +370,10 @@ def test_a_job_with_real_vllm_has_the_right_text_beside_each_image(tmp_path: Pat
         "HF_HUB_OFFLINE": "1",
     }
     with client(tmp_path, orchestrator={"vllm": recipe}, mock_results=False, env=env) as ours:
-        import shutil  # noqa: PLC0415
-
         shutil.copytree(IMAGES_FOLDER, ours.dataset)
         begin(ours, workers=1)
-        wait_for(lambda: len(ours.left()) > 2, lambda: ours.said, 300.0)
+        wait_for(lambda: len(ours.left()) > 3, lambda: ours.said, 300.0)
+        assert_paths_survive(ours)
         ours.wait_for_workers(seconds=300.0)
         ours.finish()
         assert ours.left() == {}

@@ -267,12 +267,14 @@ class Client:
         await storage.initialize()
         return await storage.get_shard_contents("default")
 
-    def caption(self, *, workers: int = 1, seconds: float = 120.0) -> float:
+    def caption(
+        self, *, workers: int = 1, token: str | None = None, seconds: float = 120.0
+    ) -> float:
         """Have everything captioned; return the moment of the last exit, in Unix seconds."""
         self.prepare()
         self.start_orchestrator()
         self.wait_until_ready()
-        self.start_workers(workers)
+        self.start_workers(workers, token=token)
         self.wait_for_workers(seconds=seconds)
         return self.finish()
 

@@ -1,4 +1,4 @@
-"""Keeps pyarrow from importing pandas, which takes a second of processor time and is of no use here.
+"""Keeps pyarrow from importing pandas, which takes a second of processor time for nothing.
 
 pyarrow tries to import it once in a process, when it first makes an array of Python objects, so as
 to know pandas' own objects if it is given any. That is in the middle of a run, on the event loop.
