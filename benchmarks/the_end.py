@@ -5,9 +5,9 @@
 
 The clock starts with the moment at which the last row is committed (``committed_at``), and stops
 when the last of the job's processes has ended. ``client`` is a program that starts an orchestrator
-and workers, waits for the workers, interrupts the orchestrator and waits for it, as SimpleTuner does
-(``tests/support/client.py``; it looks every 20 ms); ``run`` is ``caption-flow run``, which in this
-time also writes a ``.txt`` for each image and its summary. Beside it is the whole job, and the
+and workers, waits for the workers, interrupts the orchestrator and waits for it, as SimpleTuner
+does (``tests/support/client.py``; it looks every 20 ms); ``run`` is ``caption-flow run``, which in
+this time also writes a ``.txt`` for each image and its summary. Beside it is the whole job, and the
 processor time that its processes took, since clocks of busy machines say little.
 """
 
@@ -27,9 +27,9 @@ from typing import Final
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from tests.support.cli import environment  # noqa: E402  -- the repository's root is no source root
-from tests.support.client import client  # noqa: E402
-from tests.support.fleet import stored_rows, write_images  # noqa: E402
+from tests.support.cli import environment
+from tests.support.client import client
+from tests.support.fleet import stored_rows, write_images
 
 IMAGES: Final = (50, 2000)
 WORKERS: Final = (1, 2)
