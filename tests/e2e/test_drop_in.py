@@ -16,9 +16,11 @@ import signal
 import socket
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from importlib import metadata
 from pathlib import Path
 
 import pytest
+from packaging.version import Version
 
 from caption_flow.storage import StorageManager
 from caption_flow.storage.contents import StorageContents
@@ -28,7 +30,6 @@ from tests.support.client import (
     KILL_SECONDS,
     READY_BYTES,
     READY_LINE,
-    WORKERS_NAME,
     Client,
     JobFailed,
     client,
@@ -46,6 +47,7 @@ NAMES = (
     "%41#?&'\";[]{}.png",
 )
 BROKEN = "other/broken.jpg"
+ODD_NAME = 'SimpleTuner "写真"\n%#?&\';[]{} 😀'
 KEPT = "what somebody wrote before"
 MANY = 3_000
 A_WHILE = 60.0
@@ -54,6 +56,11 @@ SLOW_WORKERS = "worker: {engine: {type: synthetic, latency_ms: 150, requests_in_
 
 
 # --------------------------------------------------------------------------- a whole job
+
+
+def test_we_are_found_where_the_client_looks() -> None:
+    assert importlib.util.find_spec("caption_flow") is not None
+    assert Version(metadata.version("caption-flow")) >= Version("0.5.2")
 
 
 @dataclass
@@ -70,7 +77,8 @@ class Job:
 @pytest.fixture(scope="module")
 def job(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Job]:
     home = tmp_path_factory.mktemp("drop in")
-    with client(home) as ours:
+    dataset = {"name": f"images of {ODD_NAME}"}
+    with client(home, worker_name=ODD_NAME, orchestrator={"dataset": dataset}) as ours:
         images = {}
         for number, name in enumerate(NAMES):
             kind = "JPEG" if name.endswith(".jpg") else "PNG"
@@ -113,8 +121,8 @@ def test_the_storage_says_what_there_is(job: Job) -> None:
     rows = {row["filename"]: row for row in contents.rows}
     for name, image in job.images.items():
         assert rows[name]["captions"] == [caption_of(image)]
-        assert rows[name]["contributor"] == WORKERS_NAME
-        assert rows[name]["worker"] in {f"{WORKERS_NAME} 0", f"{WORKERS_NAME} 1"}
+        assert rows[name]["contributor"] == ODD_NAME
+        assert rows[name]["worker"] in {f"{ODD_NAME} 0", f"{ODD_NAME} 1"}
     assert rows[BROKEN]["status"] == "failed"
 
 

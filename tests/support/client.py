@@ -77,6 +77,7 @@ class Client:
     images: str = "datasets/my images"
     orchestrator: Mapping[str, Any] = field(default_factory=dict)
     mock_results: bool = True
+    worker_name: str = WORKERS_NAME
     env: Mapping[str, str] = field(default_factory=dict)
     port: int = 0
     token: str = field(default_factory=lambda: secrets.token_urlsafe(24), repr=False)
@@ -93,7 +94,7 @@ class Client:
     @property
     def data_dir(self) -> Path:
         """Where the results are, for the client itself."""
-        return self.home / self.configuration()["orchestrator"]["storage"]["data_dir"]
+        return self.home / str(self.configuration()["orchestrator"]["storage"]["data_dir"])
 
     @property
     def dataset(self) -> Path:
@@ -141,7 +142,7 @@ class Client:
                 "checkpoint_interval": 30,
             },
             "auth": {
-                "worker_tokens": [{"token": self.token, "name": WORKERS_NAME}],
+                "worker_tokens": [{"token": self.token, "name": self.worker_name}],
                 "admin_tokens": [{"token": secrets.token_urlsafe(24), "name": "SimpleTuner admin"}],
                 "monitor_tokens": [],
             },
@@ -203,7 +204,7 @@ class Client:
                     f"worker-{number}",
                     *("worker", "--server", f"ws://127.0.0.1:{self.port}"),
                     *("--token", token or self.token),
-                    *("--name", f"{WORKERS_NAME} {number}", "--vllm", "--gpu-id", str(number)),
+                    *("--name", f"{self.worker_name} {number}", "--vllm", "--gpu-id", str(number)),
                     *("--when_finished", "shutdown", "--no-verify-ssl"),
                 )
             )

@@ -148,8 +148,13 @@ def loaded(
     whole = content if form.endswith("root") else {component: content}
     file = folder / f"a file.{form.partition(',')[0]}"
     file.write_text(json.dumps(whole) if form.startswith("json") else yaml.safe_dump(whole))
-    load = {"orchestrator": load_orchestrator, "worker": load_worker, "monitor": load_monitor}
-    return load[component](file)
+    match component:
+        case "orchestrator":
+            return load_orchestrator(file)
+        case "worker":
+            return load_worker(file)
+        case "monitor":
+            return load_monitor(file)
 
 
 def with_key(component: Component, path: str, value: Any) -> dict[str, Any]:
