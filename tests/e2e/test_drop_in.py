@@ -1,7 +1,7 @@
 """A program that already calls a captioning system finds ours in its place; see `support.client`.
 
 The engine is the synthetic one, which the recipe asks for through the same flags, so that each text
-proves which picture it was made from; one test is with real vLLM.
+proves which picture it was made from.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import importlib.util
 import json
 import os
 import re
-import shutil
 import signal
 import socket
 from collections.abc import Iterator
@@ -35,8 +34,6 @@ from tests.support.client import (
     client,
     wait_for,
 )
-from tests.tiny_vlm.make_samples import IMAGES_FOLDER, truths
-from tests.tiny_vlm.serving import MODEL_FOLDER
 
 NAMES = (
     "root.png",
@@ -156,7 +153,7 @@ def test_nothing_is_written_but_the_workspace_and_the_texts(job: Job) -> None:
 def test_the_same_job_again_has_nothing_to_do_and_waits_for_no_engine(job: Job) -> None:
     with client(job.client.home, token=job.client.token, mock_results=False) as again:
         again.prepare()
-        lay_out_endless_vllm(again)
+        again.lay_out_endless_vllm()
         again.caption()
         assert again.contents().total_rows == len(NAMES) + 1
         assert "finished, step 0/7" in again.workers[0].said
@@ -172,11 +169,11 @@ def test_additions_to_the_environment_reach_every_process_and_no_pandas_is_loade
     with client(tmp_path) as ours:
         (tmp_path / "worker.yaml").write_text(SLOW_WORKERS)
         make_images(ours.dataset, 200)
-        begin(ours, workers=2)
+        ours.begin(workers=2)
         wait_for(lambda: stored(ours), lambda: ours.said, A_WHILE)
         family = ours.left()
         assert len(family) == 3, family
-        assert_paths_survive(ours)
+        ours.check_paths()
         for pid in family:
             assert "/pandas/" not in Path(f"/proc/{pid}/maps").read_text(), family[pid]
         assert ours.cancel()
@@ -190,7 +187,7 @@ def test_a_cancelled_job_keeps_all_that_was_finished_and_leaves_no_process(
         images = make_images(ours.dataset, 40 if moment == "done" else MANY // 10)
         if moment != "done":
             (tmp_path / "worker.yaml").write_text(SLOW_WORKERS)
-        begin(ours, workers=2)
+        ours.begin(workers=2)
         acknowledged = 0
         if moment == "under way":
             wait_for(lambda: stored(ours) >= 20, lambda: ours.said, A_WHILE)
@@ -212,29 +209,13 @@ def test_a_cancelled_job_keeps_all_that_was_finished_and_leaves_no_process(
             assert text_beside(image) == (expected and expected[0])
 
 
-def test_a_job_that_is_cancelled_while_vllm_is_imported_waits_for_no_import(
-    tmp_path: Path,
-) -> None:
-    with client(tmp_path, mock_results=False) as ours:
-        make_images(ours.dataset, 2)
-        ours.prepare()
-        lay_out_endless_vllm(ours)
-        ours.start_orchestrator()
-        ours.wait_until_ready()
-        ours.start_workers()
-        wait_for(lambda: "importing" in ours.workers[0].said, lambda: ours.said, A_WHILE)
-        assert ours.cancel(), "somebody had to be killed"
-        assert [one.process.returncode for one in ours.workers] == [0]
-        assert ours.left() == {}
-
-
 def test_what_was_acknowledged_survives_a_job_that_is_killed_without_a_word(
     tmp_path: Path,
 ) -> None:
     with client(tmp_path) as ours:
         (tmp_path / "worker.yaml").write_text(SLOW_WORKERS)
         images = make_images(ours.dataset, MANY // 10)
-        begin(ours, workers=2)
+        ours.begin(workers=2)
         wait_for(lambda: stored(ours) >= 20, lambda: ours.said, A_WHILE)
         acknowledged = stored(ours)
         assert ours.leader is not None
@@ -247,33 +228,6 @@ def test_what_was_acknowledged_survives_a_job_that_is_killed_without_a_word(
         named = {image.name: image for image in images}
         for row in contents.rows:
             assert row["captions"] == [caption_of(named[row["filename"]])]
-
-
-def assert_paths_survive(ours: Client) -> None:
-    """See that whatever was started, vLLM's own processes included, has the additions to paths."""
-    for pid, command in ours.left().items():
-        try:
-            entries = Path(f"/proc/{pid}/environ").read_text().split("\0")
-        except OSError:
-            continue  # it has ended meanwhile
-        variables = dict(entry.partition("=")[::2] for entry in entries)
-        first, *_ = variables["PYTHONPATH"].split(os.pathsep)
-        assert first == str(ours.home / "no cv2"), command
-        assert str(ours.home / "libraries") in variables["LD_LIBRARY_PATH"].split(os.pathsep)
-
-
-def lay_out_endless_vllm(ours: Client) -> None:
-    """Let vLLM be something that takes ten minutes to import."""
-    module = ours.home / "no cv2" / "vllm" / "__init__.py"
-    module.parent.mkdir()
-    module.write_text("import time\nprint('importing', flush=True)\ntime.sleep(600)\n")
-
-
-def begin(ours: Client, *, workers: int) -> None:
-    ours.prepare()
-    ours.start_orchestrator()
-    ours.wait_until_ready()
-    ours.start_workers(workers)
 
 
 def stored(ours: Client) -> int:
@@ -357,34 +311,3 @@ def test_a_run_that_is_led_already_is_refused_with_who_leads_it(tmp_path: Path) 
 def test_an_output_field_that_there_is_not_is_named_with_those_there_are(job: Job) -> None:
     with pytest.raises(ExportError, match=r"captoins.*captions"):
         StorageExporter(job.contents).to_txt(job.client.dataset, export_column="captoins")
-
-
-# --------------------------------------------------------------------------- with the real engine
-
-
-@pytest.mark.vllm
-@pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed")
-def test_a_job_with_real_vllm_has_the_right_text_beside_each_image(tmp_path: Path) -> None:
-    recipe = {
-        "model": str(MODEL_FOLDER),
-        "dtype": "bfloat16",
-        "max_model_len": 1024,
-        "inference_prompts": ["describe this image in detail"],
-        "sampling": {"temperature": 0, "max_tokens": 96},
-    }
-    env = {
-        "HOME": os.environ.get("HOME", str(tmp_path)),  # vLLM's caches
-        "VLLM_CPU_KVCACHE_SPACE": "1",
-        "HF_HUB_OFFLINE": "1",
-    }
-    with client(tmp_path, orchestrator={"vllm": recipe}, mock_results=False, env=env) as ours:
-        shutil.copytree(IMAGES_FOLDER, ours.dataset)
-        begin(ours, workers=1)
-        wait_for(lambda: len(ours.left()) > 3, lambda: ours.said, 300.0)
-        assert_paths_survive(ours)
-        ours.wait_for_workers(seconds=300.0)
-        ours.finish()
-        assert ours.left() == {}
-        assert StorageExporter(ours.contents()).to_txt(ours.dataset) == len(truths())
-        said = {name: (ours.dataset / name).with_suffix(".txt").read_text() for name in truths()}
-        assert said == {name: truth["detailed"] for name, truth in truths().items()}

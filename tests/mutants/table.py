@@ -1896,7 +1896,7 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
         "shared/caption_flow/cli/worker.py",
         "os._exit(code)",
         "sys.exit(code)",
-        ("tests/e2e/test_drop_in.py",),
+        ("tests/e2e/test_drop_in_loading.py",),
     ),
     Mutant(
         "the machine's own file first",

@@ -162,6 +162,12 @@ class Client:
         (self.home / "no cv2" / "cv2" / "__init__.py").write_text(_BROKEN_CV2)
         (folder / "orchestrator.json").write_text(json.dumps(self.configuration(), indent=2))
 
+    def lay_out_endless_vllm(self) -> None:
+        """Let vLLM be something that takes ten minutes to import, and says when it begins."""
+        module = self.home / "no cv2" / "vllm" / "__init__.py"
+        module.parent.mkdir(parents=True)
+        module.write_text("import time\nprint('importing', flush=True)\ntime.sleep(600)\n")
+
     def environment(self) -> dict[str, str]:
         """Return what our processes are given, the additions to paths first."""
         ours = environment(self.home, {_MARK: self._mark, **self.env})
@@ -268,14 +274,18 @@ class Client:
         await storage.initialize()
         return await storage.get_shard_contents("default")
 
-    def caption(
-        self, *, workers: int = 1, token: str | None = None, seconds: float = 120.0
-    ) -> float:
-        """Have everything captioned; return the moment of the last exit, in Unix seconds."""
+    def begin(self, *, workers: int = 1, token: str | None = None) -> None:
+        """Start everything."""
         self.prepare()
         self.start_orchestrator()
         self.wait_until_ready()
         self.start_workers(workers, token=token)
+
+    def caption(
+        self, *, workers: int = 1, token: str | None = None, seconds: float = 120.0
+    ) -> float:
+        """Have everything captioned; return the moment of the last exit, in Unix seconds."""
+        self.begin(workers=workers, token=token)
         self.wait_for_workers(seconds=seconds)
         return self.finish()
 
@@ -326,6 +336,18 @@ class Client:
                     words = (entry / "cmdline").read_bytes().split(b"\0")
                     found[int(entry.name)] = b" ".join(words).decode("utf-8", "replace")
         return found
+
+    def check_paths(self) -> None:
+        """See that all that was started, vLLM's own processes included, has the added paths."""
+        for pid, command in self.left().items():
+            try:
+                entries = Path(f"/proc/{pid}/environ").read_text().split("\0")
+            except OSError:
+                continue  # it has ended meanwhile
+            variables = dict(entry.partition("=")[::2] for entry in entries)
+            first, *_ = variables["PYTHONPATH"].split(os.pathsep)
+            assert first == str(self.home / "no cv2"), command
+            assert str(self.home / "libraries") in variables["LD_LIBRARY_PATH"].split(os.pathsep)
 
     def clean_up(self) -> None:
         for pid in self.left():
