@@ -1912,4 +1912,12 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
 """,
         ("tests/unit/config/test_discovery.py",),
     ),
+    Mutant(
+        "waits for a late worker",
+        "a run is over when its last image is, whatever its workers are at",
+        "shared/caption_flow/cli/local_run.py",
+        "await _first_of(leading, watching, leader.finished.wait())",
+        "await asyncio.wait({leading, watching}, return_when=asyncio.FIRST_COMPLETED)",
+        ("tests/e2e/test_ends_soon.py",),
+    ),
 )
