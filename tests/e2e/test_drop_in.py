@@ -24,7 +24,8 @@ from packaging.version import Version
 from caption_flow.storage import StorageManager
 from caption_flow.storage.contents import StorageContents
 from caption_flow.storage.exporter import ExportError, StorageExporter
-from tests.support.cli import caption_of, make_image, make_images, text_beside
+from tests.support import parquet
+from tests.support.cli import caption_of, make_image, make_images, snapshot, text_beside
 from tests.support.client import (
     KILL_SECONDS,
     READY_BYTES,
@@ -157,6 +158,32 @@ def test_the_same_job_again_has_nothing_to_do_and_waits_for_no_engine(job: Job) 
         again.caption()
         assert again.contents().total_rows == len(NAMES) + 1
         assert "finished, step 0/7" in again.workers[0].said
+
+
+def test_rows_of_a_hub_dataset_are_lines_of_json_and_no_files_beside_it(tmp_path: Path) -> None:
+    dataset = {
+        "type": "huggingface",
+        "processor_type": "huggingface_datasets",
+        "dataset_path": "datasets/pictures",
+        "split": "train",
+        "dataset_image_column": "image",
+        "dataset_url_column": "",
+    }
+    vllm = {"inference_prompts": ["Describe {column:title}."]}
+    with client(tmp_path, orchestrator={"dataset": dataset, "vllm": vllm}) as ours:
+        folder = parquet.dataset(tmp_path / "datasets" / "pictures", shards=2, rows=5)
+        before = snapshot(folder)
+        ours.caption()
+        contents = ours.contents()
+        assert contents.total_rows == 10, "both shards"
+        output = tmp_path / ours.workspace / "exports" / "captions.jsonl"
+        assert StorageExporter(contents).to_jsonl(output) == 10
+        said = [json.loads(line)["captions"] for line in output.read_text("utf-8").splitlines()]
+        assert sorted(said) == sorted(
+            [parquet.caption(parquet.png(number), f"Describe title {number}.")]
+            for number in range(10)
+        )
+        assert snapshot(folder) == before
 
 
 # --------------------------------------------------------------------------- what survives
