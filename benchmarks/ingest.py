@@ -46,7 +46,7 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.asyncio.server import ServerConnection, serve
 from websockets.typing import Subprotocol
 
-from caption_flow.cli.arrow import leave_pandas_out
+from caption_flow.cli.arrow import keep_pandas_out
 from caption_flow.config.load import load_orchestrator
 from caption_flow.orchestrator.assembly import assemble
 from caption_flow.protocol.codec import decode_from_orchestrator, encode
@@ -92,7 +92,7 @@ def captions() -> Iterator[str]:
 def lead(dataset: str, data_dir: str, profile: str | None, core: int, tell: Connection) -> None:
     """Be an orchestrator until told to end; runs in a process of its own, on a core of its own."""
     os.sched_setaffinity(0, {core})
-    leave_pandas_out()
+    keep_pandas_out()
     structlog.configure(logger_factory=structlog.ReturnLoggerFactory())
     profiler = cProfile.Profile() if profile else None
     if profiler is not None:

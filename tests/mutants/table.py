@@ -1882,4 +1882,42 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
         "if False:",
         EXPORT_TESTS,
     ),
+    Mutant(
+        "pandas on the event loop",
+        "pyarrow imports no pandas in the middle of a run",
+        "shared/caption_flow/cli/arrow.py",
+        "sys.meta_path.insert(0, absent)",
+        "sys.meta_path.append(absent)",
+        ("tests/unit/cli/test_arrow.py",),
+    ),
+    Mutant(
+        "waits for an import",
+        "a worker that is done, or cancelled, waits for no thread",
+        "shared/caption_flow/cli/worker.py",
+        "os._exit(code)",
+        "sys.exit(code)",
+        ("tests/e2e/test_drop_in_loading.py",),
+    ),
+    Mutant(
+        "the machine's own file first",
+        "configuration files are looked for in the promised order",
+        "shared/caption_flow/config/discovery.py",
+        """    yield home / ".caption-flow"
+    yield (_absolute(env.get("XDG_CONFIG_HOME")) or home / ".config") / "caption-flow"
+    yield etc / "caption-flow"
+""",
+        """    yield home / ".caption-flow"
+    yield etc / "caption-flow"
+    yield (_absolute(env.get("XDG_CONFIG_HOME")) or home / ".config") / "caption-flow"
+""",
+        ("tests/unit/config/test_discovery.py",),
+    ),
+    Mutant(
+        "waits for a late worker",
+        "a run is over when its last image is, whatever its workers are at",
+        "shared/caption_flow/cli/local_run.py",
+        "await _first_of(leading, watching, leader.finished.wait())",
+        "await asyncio.wait({leading, watching}, return_when=asyncio.FIRST_COMPLETED)",
+        ("tests/e2e/test_ends_soon.py",),
+    ),
 )

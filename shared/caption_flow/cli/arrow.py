@@ -1,43 +1,44 @@
-"""Keeps pyarrow from importing pandas in the processes of this program."""
+"""Keeps pyarrow from importing pandas, which takes a second of processor time for nothing.
+
+pyarrow tries to import it once in a process, when it first makes an array of Python objects, so as
+to know pandas' own objects if it is given any. That is in the middle of a run, on the event loop.
+"""
 
 from __future__ import annotations
 
+import importlib.abc
 import sys
 from collections.abc import Sequence
-from importlib.abc import MetaPathFinder
-from importlib.machinery import ModuleSpec
 from types import ModuleType
+from typing import Any, Final
+
+_NAME: Final = "pandas"
 
 
-class _WithoutPandas(MetaPathFinder):
-    """Finds no pandas."""
+class _Absent(importlib.abc.MetaPathFinder):
+    """Says that there is no pandas."""
 
     def find_spec(
-        self,
-        fullname: str,
-        _path: Sequence[str] | None,
-        _target: ModuleType | None = None,
-    ) -> ModuleSpec | None:
-        if fullname == "pandas":
-            raise ModuleNotFoundError("pandas is not wanted here", name=fullname)
+        self, name: str, _path: Sequence[str] | None, _target: ModuleType | None = None
+    ) -> Any:
+        if name == _NAME:
+            raise ModuleNotFoundError(f"no {_NAME} for pyarrow", name=_NAME)
         return None
 
 
-def leave_pandas_out() -> None:
-    """Let pyarrow take pandas for absent, unless somebody has imported it already.
+def keep_pandas_out() -> None:
+    """Have pyarrow look for pandas now, and not find it; others import it as ever.
 
-    Before it makes its first array pyarrow imports pandas, where there is one, to know its types
-    when it meets them: a second of processor time that would fall on the first rows, while an
-    engine waits. It asks once and remembers the answer; whoever imports pandas later gets it, and
-    ``to_pandas`` asks again.
+    For the processes of our own commands, before they do anything else with pyarrow. Whoever calls
+    ``to_pandas`` afterwards is not in its way: that imports pandas itself.
     """
-    if "pandas" in sys.modules:
-        return
-    import pyarrow as pa  # noqa: PLC0415  -- a fifth of a second, for those who need it
+    import pyarrow as pa  # noqa: PLC0415  -- only commands that use it should wait for it
 
-    finder = _WithoutPandas()
-    sys.meta_path.insert(0, finder)
+    if _NAME in sys.modules:
+        return
+    absent = _Absent()
+    sys.meta_path.insert(0, absent)
     try:
-        pa.array([0])
+        pa.array([])
     finally:
-        sys.meta_path.remove(finder)
+        sys.meta_path.remove(absent)

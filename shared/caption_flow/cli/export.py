@@ -9,6 +9,7 @@ from typing import Annotated, Final
 
 import typer
 
+from caption_flow.cli.arrow import keep_pandas_out
 from caption_flow.cli.failures import usage_error
 from caption_flow.cli.folders import for_people, refuse_unwritable
 from caption_flow.cli.logs import configure_logging
@@ -199,6 +200,7 @@ def export(
     from caption_flow.cli.export_formats import Request  # noqa: PLC0415
     from caption_flow.cli.exporting import export_rows, print_stats, undo_last  # noqa: PLC0415
 
+    keep_pandas_out()
     if stats_only:
         print_stats(data_dir, as_json=as_json)
         return

@@ -9,7 +9,6 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from caption_flow.cli.arrow import leave_pandas_out
 from caption_flow.cli.export_formats import ALL, FORMATS, Format, Request, require_known
 from caption_flow.cli.export_progress import ExportProgress
 from caption_flow.cli.failures import CommandFailed, usage_error
@@ -29,7 +28,6 @@ from caption_flow.storage.reader import StorageReader
 
 def export_rows(request: Request) -> None:
     """Write what is asked for and print what was done."""
-    leave_pandas_out()
     choice = Choice(request.endings, request.condition)
     with storage_failures(request.data_dir), ExportProgress() as progress:
         try:

@@ -18,7 +18,6 @@ from typing import Any, Final
 import uvloop
 from rich.console import Console
 
-from caption_flow.cli.arrow import leave_pandas_out
 from caption_flow.cli.crew import TOKEN_VARIABLE, Crew
 from caption_flow.cli.failures import EXIT_INTERRUPTED, EXIT_OK, CommandFailed, usage_error
 from caption_flow.cli.folders import for_people
@@ -50,6 +49,7 @@ from caption_flow.storage.exporter.txt import export_txt
 from caption_flow.storage.reader import StorageReader
 
 _WORKERS_EXIT_SECONDS: Final = 10.0
+_FAREWELL_SECONDS: Final = 0.5
 _LOOK_SECONDS: Final = 0.1
 _AT_ONCE_SECONDS: Final = 2.0
 """How long a second Ctrl-C lets Parquet be written; results are safe in the ledger before that."""
@@ -68,7 +68,6 @@ class LocalRun:
 
     def run(self) -> int:
         """Run to the end, or until interrupted; return the exit code."""
-        leave_pandas_out()
         with storage_failures(self._plan.data_dir):
             self._tell(note_on_recipe(self._plan.config))
             try:
@@ -149,7 +148,10 @@ class LocalRun:
         watching = asyncio.create_task(crew.watch(), name="workers")
         timing = asyncio.create_task(self._note_when_loaded(leader), name="timing")
         async with progress_shown(self._console, lambda: self._moment(leader)):
-            await asyncio.wait({leading, watching}, return_when=asyncio.FIRST_COMPLETED)
+            await _first_of(leading, watching, leader.finished.wait())
+            if leader.finished.is_set():
+                # Workers leave when they are told; one that only starts is not told for seconds.
+                await asyncio.wait({leading, watching}, timeout=_FAREWELL_SECONDS)
         timing.cancel()
         if not watching.done():
             watching.cancel()
@@ -333,6 +335,15 @@ def _verdict(outcome: Outcome, findings: Findings) -> int:
     if outcome.complete and progress.passed_over:
         raise CommandFailed(verdict(progress.passed_over))
     return EXIT_OK
+
+
+async def _first_of(
+    one: asyncio.Task[Any], other: asyncio.Task[Any], condition: Coroutine[Any, Any, object]
+) -> None:
+    """Wait for a condition, or the end of one of two tasks."""
+    waiting = asyncio.ensure_future(condition)
+    await asyncio.wait({one, other, waiting}, return_when=asyncio.FIRST_COMPLETED)
+    waiting.cancel()
 
 
 async def _first(task: asyncio.Task[Any], condition: Coroutine[Any, Any, object]) -> bool:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar
 import structlog
 import typer
 
-from caption_flow.cli.arrow import leave_pandas_out
+from caption_flow.cli.arrow import keep_pandas_out
 from caption_flow.cli.configuration import load_or_refuse
 from caption_flow.cli.failures import EXIT_OK, CommandFailed, usage_error
 from caption_flow.cli.folders import for_people, refuse_unwritable
@@ -128,7 +128,7 @@ def serve(config: OrchestratorConfig, read_again: ReadAgain) -> int:
 
     from caption_flow.cli.stores import storage_failures  # noqa: PLC0415  -- pulls in pyarrow
 
-    leave_pandas_out()
+    keep_pandas_out()
     with (
         storage_failures(config.storage.data_dir),
         asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,

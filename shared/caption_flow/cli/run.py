@@ -10,6 +10,7 @@ from typing import Annotated, Any, Final
 
 import typer
 
+from caption_flow.cli.arrow import keep_pandas_out
 from caption_flow.cli.configuration import WorkersOfRun, load_or_refuse, workers_of_run
 from caption_flow.cli.crew import KEY_VARIABLE
 from caption_flow.cli.engines import EngineKind, check_engine, check_video, require_vllm
@@ -239,6 +240,7 @@ def _carry_out(plan: Plan, dry_run_only: bool) -> int:
 
     from caption_flow.cli.local_run import LocalRun  # noqa: PLC0415
 
+    keep_pandas_out()
     return LocalRun(plan).run()
 
 

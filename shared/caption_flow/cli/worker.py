@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import structlog
 import typer
 
-from caption_flow.cli.arrow import leave_pandas_out
+from caption_flow.cli.arrow import keep_pandas_out
 from caption_flow.cli.configuration import load_worker_or_refuse
 from caption_flow.cli.crew import PARENT_VARIABLE
 from caption_flow.cli.dialling import (
@@ -256,10 +256,7 @@ def start(
     # Only now: whatever imports CUDA reads CUDA_VISIBLE_DEVICES once.
     import uvloop  # noqa: PLC0415
 
-    from caption_flow.worker.service import run_worker  # noqa: PLC0415
-
-    leave_pandas_out()
-
+    keep_pandas_out()
     settings = settings_from(
         config,
         token=token,
@@ -274,9 +271,20 @@ def start(
     if exit_with_parent and _is_orphan():
         raise CommandFailed("the process that started this worker is gone")
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        code = runner.run(run_worker(settings))
-    # Everything is acknowledged and every engine is gone. The interpreter would take a second or
-    # more to tidy up, for torch and vLLM, what the end of the process frees anyway.
+        runner.run(_work_and_leave(settings))
+    raise AssertionError("unreachable: the process has ended")
+
+
+async def _work_and_leave(settings: WorkerSettings) -> NoReturn:
+    """Run a worker and end the process with its exit code, at once.
+
+    Everything is acknowledged and every engine is gone. The event loop would wait for threads, such
+    as one that imports vLLM for a run that is cancelled, and the interpreter take a second or more
+    to tidy up, for torch and vLLM, what the end of the process frees anyway.
+    """
+    from caption_flow.worker.service import run_worker  # noqa: PLC0415  -- see `start`
+
+    code = await run_worker(settings)
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)

@@ -183,7 +183,7 @@ class DatasetConfig(Section):
     http_port: int | None = unused("Port of a separate image server.", _OVER_THE_CONNECTION)
     buffer_size: int | None = unused(
         "Items read ahead.",
-        "the dataset is listed as workers ask for it; see orchestrator.min_chunk_buffer",
+        "how far a dataset is read ahead follows from what workers ask for",
     )
 
     @model_validator(mode="before")

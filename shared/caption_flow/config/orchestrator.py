@@ -171,10 +171,13 @@ class OrchestratorConfig(Section):
         default=2, ge=1, description="Chunks a worker gets at a time."
     )
     chunk_buffer_multiplier: Number = Field(
-        default=3, gt=0, description="Chunks kept ready ahead of demand, for each worker."
+        default=3,
+        gt=0,
+        description="Chunks kept ready for each worker. Accepted: a chunk is cut when it is asked "
+        "for, so that all of them are always ready.",
     )
     min_chunk_buffer: WholeNumber = Field(
-        default=10, ge=1, description="Chunks kept ready ahead of demand, at least."
+        default=10, ge=1, description="Chunks kept ready at least. Accepted, as above."
     )
     lease_seconds: Number = Field(
         default=120, gt=0, description="Seconds of silence after which a worker's work goes on."

@@ -1,9 +1,14 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING
 from importlib import import_module
+from typing import Any, Final
 
 import pytest
+import typer
+from typer.core import TyperGroup
 from typer.testing import CliRunner
 
 from caption_flow.cli.app import COMMANDS, app, load, main
@@ -51,3 +56,92 @@ def test_a_value_that_looks_like_an_option_is_left_as_it_is(
     """Tokens are random: some begin with dashes."""
     assert main(["export", "--data-dir", "--a_b"]) == 2
     assert "there is no folder --a_b" in capsys.readouterr().err
+
+
+PROMISED: Final[Mapping[str, str]] = {
+    "orchestrator": "--config= --host= --port= --data-dir= --cert= --key= --no-ssl --vllm "
+    "--verbose",
+    "worker": "--config= --server= --token= --name= --batch-size= --no-verify-ssl --vllm --gpu-id= "
+    "--precision= --model= --when-finished= --post-exec-hook= --verbose "
+    "--engine= --base-url= --api-key=",
+    "run": "--engine= --base-url= --api-key=",
+    "monitor": "--config= --server= --token= --no-verify-ssl --debug",
+    "export": "--data-dir= --format= --output= --limit= --columns= --export-column= "
+    "--filename-column= --shard= --shards= --include-empty --stats-only --optimize --verbose",
+    "auth": "--config= --server= --token= --no-verify-ssl",
+    "auth add": "--token-value= --no-reload",
+    "auth remove": "--no-reload",
+    "auth list": "",
+    "auth generate": "--length= --count=",
+    "reload-config": "--new-config=",
+    "scan-chunks": "--data-dir= --checkpoint-dir= --fix --verbose",
+    "generate-cert": "--self-signed --domain= --email= --staging --output-dir=",
+    "inspect-cert": "",
+    "status": "--server= --token= --json --watch",
+    "shutdown": "--server= --token= --now",
+    "retry-failed": "--server= --token=",
+    "verify": "",
+    "doctor": "",
+}
+"""What other programs and people's scripts write, by command; ``=`` marks what takes a value."""
+
+VALUES: Final[Mapping[str, str]] = {
+    "--port": "1",
+    "--batch-size": "8",
+    "--limit": "3",
+    "--format": "jsonl",
+    "--length": "32",
+    "--count": "2",
+    "--engine": "synthetic",
+}
+"""Those that are no text; any other is given one with both signs in it."""
+ARGUMENTS: Final[Mapping[str, list[str]]] = {
+    "auth add": ["worker", "a name"],
+    "auth remove": ["a name"],
+    "inspect-cert": ["cert_of-mine.pem"],
+}
+
+
+def spelled(name: str, sign: str) -> str:
+    """Return a command's or an option's name with its words joined by one of the two signs."""
+    dashes = len(name) - len(name.lstrip("-"))
+    return name[:dashes] + name[dashes:].replace("-", sign)
+
+
+def reached(words: Sequence[str], sign: str, rest: Sequence[str]) -> Mapping[str, Any]:
+    """Return what a command would be called with, without calling it."""
+    root = typer.main.get_command(app)
+    context = root.make_context("caption-flow", [*(spelled(word, sign) for word in words), *rest])
+    for _ in words:
+        assert isinstance(context.command, TyperGroup)
+        given = [*context._protected_args, *context.args]
+        name, command, left = context.command.resolve_command(context, given)
+        assert command is not None
+        context = command.make_context(name, left, parent=context)
+    found: Mapping[str, Any] = context.params
+    return found
+
+
+@pytest.mark.parametrize("sign", ["-", "_"])
+@pytest.mark.parametrize(
+    ("command", "option"),
+    [(name, option) for name, options in PROMISED.items() for option in options.split() or [""]],
+)
+def test_what_scripts_already_say_is_understood(command: str, option: str, sign: str) -> None:
+    name, takes_value, _ = option.partition("=")
+    value = VALUES.get(name, "of_mine-or not")
+    if command == "auth" and option:
+        words, rest = ["auth"], [spelled(name, sign), *([value] if takes_value else []), "list"]
+    else:
+        words = command.split()
+        rest = [spelled(name, sign)] if name else []
+        rest += [value] if takes_value else []
+        rest += ARGUMENTS.get(command, [])
+    given = reached(words, sign, rest)
+    if not option:
+        return
+    wanted = value if takes_value else "True"
+    found = given.get(name.removeprefix("--").replace("-", "_"), MISSING)
+    if found is MISSING:  # a word of Python's, or another name of the same option
+        found = next(one for one in given.values() if one == [value] or str(one) == wanted)
+    assert str(found[0] if isinstance(found, list) else found) == wanted

@@ -4,7 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from caption_flow.config.discovery import config_folders, find_config
+from caption_flow.config.discovery import Component, config_folders, find_config
+
+COMPONENTS: tuple[Component, ...] = ("orchestrator", "worker", "monitor")
 
 
 @pytest.fixture
@@ -35,17 +37,21 @@ def test_xdg_folders_have_their_usual_defaults(tmp_path: Path) -> None:
     assert Path("/etc/xdg/caption-flow") in folders
 
 
-def test_the_first_match_wins(tmp_path: Path, env: dict[str, str]) -> None:
-    assert find_config("worker", None, tmp_path, env) is None
-    expected = None
-    for folder in reversed(
-        [f for f in config_folders(tmp_path, env) if tmp_path in (f, *f.parents)]
-    ):
+@pytest.mark.parametrize("component", COMPONENTS)
+def test_each_place_wins_over_all_that_come_later(
+    component: Component, tmp_path: Path, env: dict[str, str]
+) -> None:
+    etc = tmp_path / "etc"
+    assert find_config(component, None, tmp_path, env, etc=etc) is None
+    folders = list(config_folders(tmp_path, env, etc=etc))
+    assert len(folders) == 8
+    for folder in reversed(folders):
         folder.mkdir(parents=True, exist_ok=True)
-        expected = folder / "worker.yaml"
-        expected.write_text("worker:")
-        assert find_config("worker", None, tmp_path, env) == expected
-    assert find_config("monitor", None, tmp_path, env) is None
+        expected = folder / f"{component}.yaml"
+        expected.write_text(f"{component}:")
+        assert find_config(component, None, tmp_path, env, etc=etc) == expected
+    for other in set(COMPONENTS) - {component}:
+        assert find_config(other, None, tmp_path, env, etc=etc) is None
 
 
 @pytest.mark.parametrize("suffix", ["yaml", "yml", "json"])

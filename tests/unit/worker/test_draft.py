@@ -18,6 +18,12 @@ def answered(text: str) -> Draft:
     return draft
 
 
+def test_white_space_around_an_answer_is_none_of_its_text() -> None:
+    assert answered("\n \t A cat.\n\nAnd a dog. \n").captioned().outputs == {
+        "captions": ["A cat.\n\nAnd a dog."]
+    }
+
+
 @pytest.mark.parametrize("letter", ["x", "é", "🐙"])
 def test_the_longest_text_that_orchestrators_take_is_a_caption(letter: str) -> None:
     text = letter * (MAX_TEXT_BYTES // len(letter.encode()))
