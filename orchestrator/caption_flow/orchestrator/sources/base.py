@@ -18,6 +18,12 @@ UNREADABLE: Final = "shard_unreadable"
 """The ``error_kind`` of items whose shard was listed, and could no longer be read."""
 
 
+KEEP_APART: Final = (
+    "another folder keeps them apart (--data-dir or --workspace of `run`, storage.data_dir)"
+)
+"""What to do about a run's folder that another dataset was captioned into."""
+
+
 class SourceError(Exception):
     """The dataset cannot be read as configured; one sentence with what to do about it."""
 
@@ -153,7 +159,7 @@ class Source(ABC):
         if remembered != cls.name_of(dataset):
             raise SourceError(
                 f"{data_dir} holds the captions of {remembered}, and {cls.name_of(dataset)} is "
-                "another dataset: --data-dir DIR (storage.data_dir) keeps them apart"
+                f"another dataset: {KEEP_APART}"
             )
 
     @abstractmethod
