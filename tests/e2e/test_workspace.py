@@ -294,13 +294,6 @@ EVERYTHING: dict[str, Any] = {
     },
     "spot_checks": {"share": 0.5},
 }
-OWNED = [
-    ("host", "127.0.0.1"),
-    ("port", 0),
-    ("ssl", None),
-    ("storage.data_dir", "{job}/caption_data"),
-    ("storage.checkpoint_dir", None),
-]
 WORKER = {
     "server": "wss://far.example.org:8765",
     "token": "a secret of the file's",
@@ -316,7 +309,7 @@ WORKER = {
 def leaves(content: Any, path: tuple[Any, ...] = ()) -> dict[tuple[Any, ...], Any]:
     """Every value of a configuration by its key path."""
     if isinstance(content, dict) and content:
-        found = {}
+        found: dict[tuple[Any, ...], Any] = {}
         for key, value in content.items():
             found |= leaves(value, (*path, key))
         return found
@@ -387,8 +380,8 @@ def check_no_secret(job: Path, secrets: list[bytes]) -> None:
 
 def test_a_key_that_is_written_out_goes_into_a_file_of_its_own(tmp_path: Path) -> None:
     make_images(tmp_path / "photos", 1)
-    engine = {"type": "openai", "base_url": "http://127.0.0.1:9/v1", "api_key": "sk-in-clear"}
-    engine |= {"start_seconds": 1, "patience_seconds": 1}
+    engine: dict[str, Any] = {"type": "openai", "base_url": "http://127.0.0.1:9/v1"}
+    engine |= {"api_key": "sk-in-clear", "start_seconds": 1, "patience_seconds": 1}
     recipe = {"model": "m", "inference_prompts": ["What?"]}
     content = {"orchestrator": {"vllm": recipe}, "worker": {"engine": engine}}
     config = written_config(tmp_path, content)

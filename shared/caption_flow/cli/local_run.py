@@ -74,6 +74,9 @@ class LocalRun:
         except BrokenPipeError:
             self._end(EXIT_OK)  # whoever read the summary has gone; all is done
             raise
+        except KeyboardInterrupt:
+            self._end(EXIT_INTERRUPTED, "interrupted while the texts were written")
+            raise
         except BaseException as error:
             self._end(EXIT_FAILED, f"{type(error).__name__}: {error}")
             raise
@@ -91,6 +94,8 @@ class LocalRun:
                     outcome = runner.run(self._lead())
             except (SourceError, ServerError) as error:
                 usage_error(error)
+            # From here on, too, whoever ends it is told by the report that it has ended.
+            signal.signal(signal.SIGTERM, signal.default_int_handler)
             findings = look_at_rows(self._plan)
         self._report.note_rows(findings)
         texts = write_texts(self._plan, self._tell)

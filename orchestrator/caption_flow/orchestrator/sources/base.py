@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Final, Self
 from caption_flow.config.dataset import DatasetConfig
 from caption_flow.places.base import MISSING
 from caption_flow.protocol.places import Place
+from caption_flow.storage.contents import displayed
 from caption_flow.storage.opening import KnownShard
 from caption_flow.storage.writer import Write
 
@@ -151,7 +152,7 @@ class Source(ABC):
     @classmethod
     def name_of(cls, dataset: DatasetConfig) -> str:
         """Return what a run's folder remembers of the dataset it is about."""
-        return f"{dataset.processor_type}:{dataset.dataset_path}"
+        return f"{dataset.processor_type}:{displayed(dataset.dataset_path)}"
 
     @classmethod
     def check_same(cls, dataset: DatasetConfig, remembered: str, data_dir: Path) -> None:
