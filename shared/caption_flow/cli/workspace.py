@@ -22,7 +22,6 @@ from caption_flow.config.dataset import DatasetConfig
 from caption_flow.config.load import Overrides, laid_over
 from caption_flow.config.orchestrator import OrchestratorConfig
 from caption_flow.config.secret import Secret
-from caption_flow.storage.atomic import replaced_file
 
 CONFIG_FILE: Final = "orchestrator.json"
 REPORT_FILE: Final = "report.json"
@@ -97,6 +96,8 @@ class Workspace:
 
         ``content`` is what `configuration_of` returned; ``tokens`` are those of the run, by role.
         """
+        from caption_flow.storage.atomic import replaced_file  # noqa: PLC0415  -- pulls in pyarrow
+
         self.logs.mkdir(parents=True, exist_ok=True)
         self.exports.mkdir(exist_ok=True)
         for role, name in _TOKEN_FILES.items():
