@@ -11,6 +11,7 @@ import platform
 import socket
 import time
 from collections.abc import Mapping
+from functools import cached_property
 from importlib import metadata
 from itertools import islice
 from typing import Any, Final, Literal
@@ -110,8 +111,7 @@ class JobReport:
             "updated_at": round(now, 3),
             "ended_at": None if ending["state"] == "running" else round(now, 3),
             **_times(self._outcome),
-            "dataset": _dataset(self._plan),
-            **_means(self._plan),
+            **self._constants,
             "counts": _counts(self._outcome, self._findings),
             "failures": _failures(self._outcome, self._findings),
             "flags": dict(self._findings.flags) if self._findings is not None else {},
@@ -119,6 +119,14 @@ class JobReport:
             "exports": self._exports,
             "replaced": list(self._plan.replaced),
             "notes": self._notes,
+        }
+
+    @cached_property
+    def _constants(self) -> dict[str, Any]:
+        """What no moment of a run changes; found out once, since it is written every few seconds."""
+        return {
+            "dataset": _dataset(self._plan),
+            **_means(self._plan),
             "versions": _versions(),
             "process": {"pid": os.getpid(), "host": socket.gethostname()},
         }
