@@ -123,7 +123,7 @@ class JobReport:
 
     @cached_property
     def _constants(self) -> dict[str, Any]:
-        """What no moment of a run changes; found out once, since it is written every few seconds."""
+        """What no moment of a run changes: found out once, and written every few seconds."""
         return {
             "dataset": _dataset(self._plan),
             **_means(self._plan),
