@@ -49,6 +49,7 @@ _LOOK_SECONDS: Final = 0.1
 _AT_ONCE_SECONDS: Final = 2.0
 """How long a second Ctrl-C lets Parquet be written; results are safe in the ledger before that."""
 _STOPPED_AT_ONCE: Final = "stopped at once; the same command goes on from what is safe"
+_STOPPED_WRITING: Final = "stopped while the texts were written; the same command writes the rest"
 _REPORT_SECONDS: Final = 5.0
 
 
@@ -75,8 +76,8 @@ class LocalRun:
             self._end(EXIT_OK)  # whoever read the summary has gone; all is done
             raise
         except KeyboardInterrupt:
-            self._end(EXIT_INTERRUPTED, "interrupted while the texts were written")
-            raise
+            self._end(EXIT_INTERRUPTED, _STOPPED_WRITING)
+            raise CommandFailed(_STOPPED_WRITING, EXIT_INTERRUPTED) from None
         except BaseException as error:
             self._end(EXIT_FAILED, f"{type(error).__name__}: {error}")
             raise
