@@ -349,6 +349,7 @@ def test_a_raw_configuration_keeps_every_key_but_the_launchers(tmp_path: Path, n
         ("auth", "admin_tokens"): [{"token": f"file:{job / 'admin.token'}", "name": "local"}],
     }
     replaced = ["host", "port", "ssl", "dataset", *(f"storage.{key}" for key in data), "auth"]
+    replaced += ["worker.server", "worker.token"] if is_whole else []
     assert report_of(job)["replaced"] == replaced
     line = f"From your configuration, replaced by the launcher: {', '.join(replaced)}"
     assert line in done.err

@@ -329,7 +329,7 @@ def _job(
     overrides = {**(NOT_SHARED if place is None else place.owned()), "auth": None, **flags}
     loaded = load_or_refuse(file, overrides)
     if place is None:
-        return Job(loaded.config, replaced=replaced(loaded.written, overrides))
+        return Job(loaded.config, replaced=replaced(loaded.written, worker, overrides))
     dataset = loaded.config.dataset
     path = {"dataset.dataset_path": anchored(dataset)}
     content = laid_over(laid_over(loaded.written, flags), {**place.owned(), **path})
@@ -340,7 +340,7 @@ def _job(
     here = dataset.model_copy(update={"dataset_path": path["dataset.dataset_path"]})
     config = loaded.config.model_copy(update={"dataset": here})
     is_own = file is not None and file.resolve() == place.config.resolve()
-    others = () if is_own else replaced(loaded.written, {**flags, **place.owned()})
+    others = () if is_own else replaced(loaded.written, worker, {**flags, **place.owned()})
     return Job(config, job_config, others)
 
 

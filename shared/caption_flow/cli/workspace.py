@@ -168,13 +168,19 @@ def _without_empty(content: Mapping[Any, Any]) -> dict[Any, Any]:
     return changed
 
 
-def replaced(written: Mapping[Any, Any], overrides: Overrides) -> tuple[str, ...]:
-    """Return the owned keys of which a configuration says something else than what is laid over."""
-    return tuple(
+def replaced(
+    written: Mapping[Any, Any], worker: Mapping[Any, Any], overrides: Overrides
+) -> tuple[str, ...]:
+    """Return the owned keys of which a configuration says something else than what is laid over.
+
+    ``worker`` is its `worker` section, whose connection is always the launcher's.
+    """
+    ours = (
         key
         for key in OWNED
         if key in overrides and _value_at(written, key) not in (None, overrides[key])
     )
+    return (*ours, *(f"worker.{key}" for key in _WORKERS_OWNED if worker.get(key) is not None))
 
 
 def _value_at(content: Mapping[Any, Any], dotted: str) -> Any:

@@ -86,11 +86,11 @@ def test_replaced_is_what_was_said_and_is_otherwise_now() -> None:
         "storage.checkpoint_dir": None,
         "vllm.model": "m",
     }
-    assert replaced(written, overrides) == ("port", "storage.data_dir")
-    assert replaced({"dataset": {"type": "local"}}, {"dataset": {"type": "webdataset"}}) == (
-        "dataset",
-    )
-    assert replaced({"dataset": {"type": "local"}}, {"port": 0}) == ()
+    assert replaced(written, {"name": None}, overrides) == ("port", "storage.data_dir")
+    dataset, other = {"dataset": {"type": "local"}}, {"dataset": {"type": "webdataset"}}
+    assert replaced(dataset, {"readahead_size": 1}, other) == ("dataset",)
+    assert replaced(dataset, {}, {"port": 0}) == ()
+    assert replaced({}, {"token": "t", "server": "ws://a"}, {}) == ("worker.server", "worker.token")
 
 
 @pytest.mark.parametrize(
