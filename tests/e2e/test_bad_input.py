@@ -363,7 +363,8 @@ FOLDERS = {
         ("run", "others", "--data-dir", "results", *SYNTHETIC),
         [
             r"results holds the captions of .*/photos, and others is another dataset: "
-            r"--data-dir DIR \(storage\.data_dir\) keeps them apart"
+            r"another folder keeps them apart \(--data-dir or --workspace of `run`, "
+            r"storage\.data_dir\)"
         ],
         given=_results_of_photos,
     ),

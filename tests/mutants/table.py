@@ -84,6 +84,10 @@ EXPORT_TESTS: Final = (
     "tests/unit/storage/test_export_trainers.py",
     "tests/unit/storage/test_export_readers.py",
 )
+WORKSPACE: Final = "shared/caption_flow/cli/workspace.py"
+WORKSPACE_TESTS: Final = ("tests/unit/cli/test_workspace.py", "tests/unit/cli/test_job_report.py")
+REPORT: Final = "shared/caption_flow/cli/job_report.py"
+ENTRY_TESTS: Final = ("tests/unit/config/test_multidatabackend.py",)
 OUTBOX_TESTS: Final = ("tests/unit/worker/test_outbox.py", "tests/property/test_outbox.py")
 
 
@@ -1919,5 +1923,53 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
         "await _first_of(leading, watching, leader.finished.wait())",
         "await asyncio.wait({leading, watching}, return_when=asyncio.FIRST_COMPLETED)",
         ("tests/e2e/test_ends_soon.py",),
+    ),
+    Mutant(
+        "key in clear",
+        "a job's configuration names secrets by reference only",
+        WORKSPACE,
+        "or (secret := Secret(str(key))).reference is not None:",
+        "or (secret := Secret(str(key))) is not None:",
+        WORKSPACE_TESTS,
+    ),
+    Mutant(
+        "replaced without a word",
+        "the launcher lists what it replaced",
+        WORKSPACE,
+        "if key in overrides and _value_at",
+        "if overrides.get(key) and _value_at",
+        WORKSPACE_TESTS,
+    ),
+    Mutant(
+        "a dataset of this folder only",
+        "a job goes on from any working folder",
+        WORKSPACE,
+        "            return _absolute(path)\n",
+        "            return path\n",
+        WORKSPACE_TESTS,
+    ),
+    Mutant(
+        "report of somebody else's job",
+        "a command that is refused leaves a job's report as it was",
+        REPORT,
+        "if self._plan.workspace is None or self._began is None:",
+        "if self._plan.workspace is None:",
+        WORKSPACE_TESTS,
+    ),
+    Mutant(
+        "stopped is finished",
+        "a job is finished when every image is captioned or failed",
+        REPORT,
+        "if exit_code == EXIT_OK and is_complete",
+        "if exit_code == EXIT_OK",
+        WORKSPACE_TESTS,
+    ),
+    Mutant(
+        "embeddings captioned",
+        "entries without pictures are refused",
+        "shared/caption_flow/config/multidatabackend.py",
+        "if content in _NO_PICTURES:",
+        "if False:",
+        ENTRY_TESTS,
     ),
 )

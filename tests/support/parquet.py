@@ -39,7 +39,8 @@ def struct(numbers: Iterable[int], **options: Any) -> Any:
 def write(path: Path, *, rows_per_group: int = 4, **columns: Any) -> Path:
     """Write a Parquet file."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(pa.table(columns), path, row_group_size=rows_per_group)
+    with path.open("wb") as file:  # whose name may be one that Arrow cannot open
+        pq.write_table(pa.table(columns), file, row_group_size=rows_per_group)
     return path
 
 

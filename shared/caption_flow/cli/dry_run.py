@@ -45,8 +45,9 @@ def dry_run(plan: Plan) -> int:
         note = note_on_recipe(plan.config)
     for line in _report(plan, outlook):
         print(line)
-    if note is not None:
-        print(f"Note: {note}")
+    for sentence in (plan.says_what_was_replaced, *plan.notes, note):
+        if sentence is not None:
+            print(f"Note: {sentence}")
     return EXIT_OK
 
 

@@ -7,20 +7,24 @@ import contextlib
 import os
 import secrets
 import signal
-import sqlite3
 import sys
 import time
-from collections.abc import Callable, Coroutine, Iterator
-from functools import partial
-from pathlib import Path
+from collections.abc import Coroutine, Iterator, Mapping
 from typing import Any, Final
 
 import uvloop
 from rich.console import Console
 
 from caption_flow.cli.crew import TOKEN_VARIABLE, Crew
-from caption_flow.cli.failures import EXIT_INTERRUPTED, EXIT_OK, CommandFailed, usage_error
+from caption_flow.cli.failures import (
+    EXIT_FAILED,
+    EXIT_INTERRUPTED,
+    EXIT_OK,
+    CommandFailed,
+    usage_error,
+)
 from caption_flow.cli.folders import for_people
+from caption_flow.cli.job_report import JobReport
 from caption_flow.cli.local_access import (
     NAME,
     Access,
@@ -28,31 +32,26 @@ from caption_flow.cli.local_access import (
     remove_access,
     write_access,
 )
+from caption_flow.cli.logs import log_to, say_in_log
 from caption_flow.cli.passed_over import verdict
 from caption_flow.cli.plan import Plan, note_on_recipe
-from caption_flow.cli.present import PresentRows
 from caption_flow.cli.progress_view import Moment, progress_shown
+from caption_flow.cli.run_texts import write_texts
 from caption_flow.cli.stores import storage_failures
 from caption_flow.cli.summary import Findings, Outcome, look_at_rows, summary
 from caption_flow.orchestrator.assembly import assemble
 from caption_flow.orchestrator.server.server import ServerError
 from caption_flow.orchestrator.service import Orchestrator
 from caption_flow.orchestrator.sources.base import SourceError
-from caption_flow.storage.contents import Selection, StorageContents
-from caption_flow.storage.errors import StorageError
-from caption_flow.storage.exported import Exported, exported_from
-from caption_flow.storage.exporter.errors import ExportError
-from caption_flow.storage.exporter.jsonl import export_jsonl
-from caption_flow.storage.exporter.report import ExportReport
-from caption_flow.storage.exporter.texts import Wording
-from caption_flow.storage.exporter.txt import export_txt
-from caption_flow.storage.reader import StorageReader
 
 _WORKERS_EXIT_SECONDS: Final = 10.0
 _FAREWELL_SECONDS: Final = 0.5
 _LOOK_SECONDS: Final = 0.1
 _AT_ONCE_SECONDS: Final = 2.0
 """How long a second Ctrl-C lets Parquet be written; results are safe in the ledger before that."""
+_STOPPED_AT_ONCE: Final = "stopped at once; the same command goes on from what is safe"
+_STOPPED_WRITING: Final = "stopped while the texts were written; the same command writes the rest"
+_REPORT_SECONDS: Final = 5.0
 
 
 class LocalRun:
@@ -63,23 +62,55 @@ class LocalRun:
         self._console = Console(stderr=True, highlight=False, markup=False)
         self._began = time.monotonic()
         self._loaded: float | None = None
+        self._report = JobReport(plan)
         self._stopping = False
         self._at_once = asyncio.Event()
 
     def run(self) -> int:
         """Run to the end, or until interrupted; return the exit code."""
+        try:
+            code = self._run()
+        except CommandFailed as failure:
+            self._end(failure.code, str(failure))
+            raise
+        except BrokenPipeError:
+            self._end(EXIT_OK)  # whoever read the summary has gone; all is done
+            raise
+        except KeyboardInterrupt:
+            self._end(EXIT_INTERRUPTED, _STOPPED_WRITING)
+            raise CommandFailed(_STOPPED_WRITING, EXIT_INTERRUPTED) from None
+        except BaseException as error:
+            self._end(EXIT_FAILED, f"{type(error).__name__}: {error}")
+            raise
+        self._end(code)
+        return code
+
+    def _run(self) -> int:
         with storage_failures(self._plan.data_dir):
-            self._tell(note_on_recipe(self._plan.config))
+            self._tell(self._plan.says_what_was_replaced)
+            for note in self._plan.notes:
+                self._tell(note)
+            self._note(note_on_recipe(self._plan.config))
             try:
                 with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
                     outcome = runner.run(self._lead())
             except (SourceError, ServerError) as error:
                 usage_error(error)
+            # From here on, too, whoever ends it is told by the report that it has ended.
+            signal.signal(signal.SIGTERM, signal.default_int_handler)
             findings = look_at_rows(self._plan)
-        report = self._export()
-        for line in summary(self._plan, outcome, report, findings):
+        self._report.note_rows(findings)
+        texts = write_texts(self._plan, self._tell)
+        if texts is not None:
+            self._report.note_export("txt" if self._plan.texts_file is None else "jsonl", texts)
+        for line in summary(self._plan, outcome, texts, findings):
             print(line)
         return _verdict(outcome, findings)
+
+    def _end(self, code: int, error: str | None = None) -> None:
+        if error is not None:
+            say_in_log(f"Error: {error}", level="error")
+        self._report.end(code, error)
 
     # ------------------------------------------------------------------ leading
 
@@ -105,20 +136,59 @@ class LocalRun:
             [],
             {TOKEN_VARIABLE: token, **plan.worker_secrets},
             plan.gpus.workers,
-            plan.data_dir / "logs",
+            plan.logs,
             self._tell,
             is_at_work=lambda: leader.progress.leased > 0,
         )
         leading = asyncio.create_task(leader.run(), name="orchestrator")
-        with self._signals(leader), self._owner_let_in(leader, owners_token):
+        await self._begin_job(leader, leading, {"worker": token, "admin": owners_token})
+        with (
+            self._signals(leader),
+            self._owner_let_in(leader, owners_token),
+            self._reported(leader),
+        ):
             working = asyncio.create_task(self._work_to_the_end(leader, leading, crew))
             if not await _first(working, self._at_once.wait()):
                 problem = await working
-                return self._outcome(leader, problem)
+                outcome = self._outcome(leader, problem)
+                self._report.look(outcome)
+                return outcome
         await self._stop_at_once(leader, leading, working, crew)
-        raise CommandFailed(
-            "stopped at once; the same command goes on from what is safe", EXIT_INTERRUPTED
-        )
+        raise CommandFailed(_STOPPED_AT_ONCE, EXIT_INTERRUPTED)
+
+    async def _begin_job(
+        self, leader: Orchestrator, leading: asyncio.Task[None], tokens: Mapping[str, str]
+    ) -> None:
+        """Lay the workspace out, if there is one: not before it is known to be this run's."""
+        workspace = self._plan.workspace
+        if workspace is not None:
+            try:
+                workspace.begin(self._plan.job_config, tokens)
+                log_to(workspace.logs / "orchestrator.log")
+            except OSError as error:
+                leader.stop()
+                await leading
+                why = error.strerror or error
+                raise CommandFailed(
+                    f"the workspace {for_people(workspace.folder)} cannot be written: {why}"
+                ) from error
+        self._report.begin()
+
+    @contextlib.contextmanager
+    def _reported(self, leader: Orchestrator) -> Iterator[None]:
+        """Keep the report up to date, so that it is nearly true also of a run that was killed."""
+
+        async def report() -> None:
+            while True:
+                # Here and not in a thread, which could still be writing when the last word is said.
+                self._report.look(self._outcome(leader, None))
+                await asyncio.sleep(_REPORT_SECONDS)
+
+        reporting = asyncio.create_task(report(), name="report")
+        try:
+            yield
+        finally:
+            reporting.cancel()
 
     async def _work_to_the_end(
         self, leader: Orchestrator, leading: asyncio.Task[None], crew: Crew
@@ -143,7 +213,7 @@ class LocalRun:
             return None
         crew.arguments = self._worker_arguments(leader)
         self._tell(self._opening())
-        self._tell(self._plan.gpus.note)
+        self._note(self._plan.gpus.note)
         await crew.start()
         watching = asyncio.create_task(crew.watch(), name="workers")
         timing = asyncio.create_task(self._note_when_loaded(leader), name="timing")
@@ -189,8 +259,10 @@ class LocalRun:
         await asyncio.wait({leading}, timeout=_AT_ONCE_SECONDS)
         working.cancel()
         await asyncio.wait({working}, timeout=_AT_ONCE_SECONDS)
+        self._report.look(self._outcome(leader, None))
         if not leading.done():
             # A thread that writes cannot be cancelled, and the interpreter would wait for it.
+            self._end(EXIT_INTERRUPTED, _STOPPED_AT_ONCE)
             sys.stderr.flush()
             os._exit(EXIT_INTERRUPTED)
 
@@ -251,13 +323,20 @@ class LocalRun:
     def _tell(self, sentence: str | None) -> None:
         if sentence is not None:
             self._console.print(sentence, soft_wrap=True)
+            say_in_log(sentence)
+
+    def _note(self, sentence: str | None) -> None:
+        """Tell something that whoever reads the report should hear, too."""
+        if sentence is not None:
+            self._tell(sentence)
+            self._report.note(sentence)
 
     def _opening(self) -> str:
         plan = self._plan
         models = ", ".join(dict.fromkeys(stage.model for stage in plan.config.recipe().stages))
         with_what = models if plan.engine != "synthetic" else f"the {plan.engine} engine"
         what = f"Captioning {plan.dataset_name} with {with_what}: {plan.workers}"
-        return f"{what}, logs in {for_people(plan.data_dir / 'logs')}"
+        return f"{what}, logs in {for_people(plan.logs)}"
 
     def _moment(self, leader: Orchestrator) -> Moment:
         return Moment(
@@ -268,60 +347,6 @@ class LocalRun:
             paused="admin" in leader.held,
         )
 
-    # ------------------------------------------------------------------ the end
-
-    def _export(self) -> ExportReport | None:
-        plan = self._plan
-        try:
-            if plan.texts_file is not None:
-                contents = self._contents(partial(StorageReader, plan.data_dir))
-                return None if contents is None else export_jsonl(contents, plan.texts_file)
-            return self._export_texts(plan.folder or plan.destination)
-        except (ExportError, StorageError, OSError) as error:
-            raise CommandFailed(
-                f"the captions are safe in {for_people(plan.data_dir)}, but the "
-                f"{'.txt files' if plan.texts_file is None else 'texts'} "
-                f"could not all be written: {error}"
-            ) from error
-
-    def _contents(self, read: Callable[[], StorageReader]) -> StorageContents | None:
-        """Return the run's rows, as ``read`` has them; None if there are none yet."""
-        with contextlib.closing(StorageReader(self._plan.data_dir)) as reader:
-            if not reader.columns:
-                return None
-            return StorageContents.reading(
-                Selection(read),
-                columns=list(reader.columns),
-                output_fields=list(reader.output_fields),
-                total_rows=reader.count_rows(),
-            )
-
-    def _export_texts(self, folder: Path) -> ExportReport | None:
-        """Write a ``.txt`` for each image that is still in a folder."""
-        plan = self._plan
-        contents = self._contents(partial(PresentRows, plan.data_dir, folder))
-        if contents is None:
-            return None
-        with self._earlier_texts() as earlier:
-            return export_txt(
-                contents,
-                plan.destination,
-                wording=Wording((plan.export_column,)),
-                existing=plan.existing,  # type: ignore[arg-type]  # one of the three by its enum
-                earlier=earlier,
-            )
-
-    @contextlib.contextmanager
-    def _earlier_texts(self) -> Iterator[Exported | None]:
-        """Open the record of texts this run has written; without it, none of them is replaced."""
-        with contextlib.ExitStack() as stack:
-            earlier: Exported | None = None
-            try:
-                earlier = stack.enter_context(exported_from(self._plan.data_dir))
-            except sqlite3.DatabaseError as error:
-                self._tell(f"Which texts are ours is not known ({error}): all are left as they are")
-            yield earlier
-
 
 def _verdict(outcome: Outcome, findings: Findings) -> int:
     """Return the exit code of a run that went well enough; see `failures`."""
@@ -330,7 +355,7 @@ def _verdict(outcome: Outcome, findings: Findings) -> int:
     progress = outcome.progress
     if outcome.complete and progress.failed and not progress.captioned:
         first = findings.failures[0] if findings.failures else None
-        why = f"; {first.name}: {first.reason}" if first is not None else ""
+        why = f"; {first.name}: {for_people(first.reason)}" if first is not None else ""
         raise CommandFailed(f"not one of the {progress.failed:,} images could be captioned{why}")
     if outcome.complete and progress.passed_over:
         raise CommandFailed(verdict(progress.passed_over))

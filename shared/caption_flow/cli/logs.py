@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from collections import deque
 from collections.abc import Mapping, MutableMapping
+from datetime import UTC, datetime
 from functools import partialmethod
 from pathlib import Path
 from typing import Any, Final, TextIO
@@ -23,15 +25,20 @@ LEVELS: Final = {
 }
 
 
+_KEPT_LINES: Final = 10_000
 _TRACES: Final = frozenset({"exception", "stack"})
 
 
 class _Outlet:
-    """Takes rendered lines: to stderr from a level on, to a file if there is one."""
+    """Takes rendered lines: to stderr from a level on, to a file if there is one.
 
-    def __init__(self, file: TextIO | None, stderr_from: int) -> None:
-        self._file = file
+    With ``file_follows``, lines are kept for a file that is named later.
+    """
+
+    def __init__(self, file: TextIO | None, stderr_from: int, *, file_follows: bool) -> None:
+        self._files = [] if file is None else [file]
         self._stderr_from = stderr_from
+        self._kept: deque[str] | None = deque(maxlen=_KEPT_LINES) if file_follows else None
 
     def __call__(self, *_names: object) -> _Outlet:
         """Be the logger for every name."""
@@ -42,9 +49,22 @@ class _Outlet:
             # Looked up each time: a progress bar stands in for it, to keep itself below the lines.
             sys.stderr.write(f"{line}\n")
             sys.stderr.flush()
-        if self._file is not None:
-            self._file.write(f"{line}\n")
-            self._file.flush()
+        self.write_to_files(line)
+
+    def write_to_files(self, line: str) -> None:
+        """Write a line where nobody waits for it, and keep it for a file that follows."""
+        if self._kept is not None:
+            self._kept.append(line)
+        for file in self._files:
+            file.write(f"{line}\n")
+            file.flush()
+
+    def add_file(self, file: TextIO) -> None:
+        """Write what was kept, and all that comes, to a file, too."""
+        kept, self._kept = self._kept or (), None
+        file.writelines(f"{line}\n" for line in kept)
+        file.flush()
+        self._files.append(file)
 
     debug = partialmethod(_write, logging.DEBUG)
     info = msg = partialmethod(_write, logging.INFO)
@@ -53,12 +73,14 @@ class _Outlet:
     critical = partialmethod(_write, logging.CRITICAL)
 
 
-def configure_logging(component: str, *, verbose: bool = False, quiet: bool = False) -> None:
+def configure_logging(
+    component: str, *, verbose: bool = False, quiet: bool = False, file_follows: bool = False
+) -> None:
     """Set up structlog for this process.
 
     ``CAPTIONFLOW_LOG_LEVEL`` sets the level (``verbose`` means DEBUG), ``CAPTIONFLOW_LOG_DIR`` a
     folder for ``<component>.log`` beside what goes to stderr. ``quiet`` keeps stderr to warnings,
-    for commands that draw a progress bar there.
+    for commands that draw a progress bar there. With ``file_follows``, `log_to` names another file.
     """
     level = _level(verbose)
     file = _file(component)
@@ -70,15 +92,31 @@ def configure_logging(component: str, *, verbose: bool = False, quiet: bool = Fa
             structlog.processors.StackInfoRenderer(),
             _escape,
             structlog.dev.ConsoleRenderer(
-                colors=sys.stderr.isatty() and file is None,
+                colors=sys.stderr.isatty() and file is None and not file_follows,
                 exception_formatter=structlog.dev.plain_traceback,
                 pad_event_to=0,
             ),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(level),
-        logger_factory=_Outlet(file, logging.WARNING if quiet and not verbose else level),
+        logger_factory=_Outlet(
+            file, logging.WARNING if quiet and not verbose else level, file_follows=file_follows
+        ),
         cache_logger_on_first_use=True,
     )
+
+
+def log_to(path: Path) -> None:
+    """Have a file, too, get what this process logs and has logged so far; raises `OSError`."""
+    if isinstance(outlet := structlog.get_config()["logger_factory"], _Outlet):
+        outlet.add_file(path.open("a", encoding="utf-8", errors="backslashreplace"))
+
+
+def say_in_log(sentence: str, *, level: str = "info") -> None:
+    """Put a sentence that people were told into this process's log files only."""
+    if isinstance(outlet := structlog.get_config()["logger_factory"], _Outlet):
+        now = datetime.now(UTC)  # as structlog's own stamps
+        for line in sentence.splitlines():
+            outlet.write_to_files(f"{now:%Y-%m-%d %H:%M:%S} [{level}] {printable(line)}")
 
 
 def _escape(_logger: Any, _method: str, line: MutableMapping[str, Any]) -> Mapping[str, Any]:

@@ -114,7 +114,7 @@ def orchestrator(
         overrides["ssl"] = {"cert": str(cert), "key": str(key)}
     if no_ssl:
         overrides["ssl"] = None
-    loaded = load_or_refuse(path, overrides)
+    loaded = load_or_refuse(path, overrides).config
     problems = check_exposure(loaded, insecure)
     if problems:
         usage_error("\n".join(problems))

@@ -11,6 +11,7 @@ from typing import Any
 
 from caption_flow.cli.folders import for_people, refuse_unwritable
 from caption_flow.cli.gpus import Shares
+from caption_flow.cli.workspace import Workspace
 from caption_flow.config.dataset import LOCAL
 from caption_flow.config.orchestrator import OrchestratorConfig
 from caption_flow.recipe.stages import Recipe
@@ -24,6 +25,8 @@ class Plan:
     beside the connection, ``worker_secrets`` what goes into its environment; ``gpus`` says which
     worker sees which. ``owner_options`` are the engine options that a file's `worker` section lays
     over the recipe's; ``as_written`` is the recipe before a rehearsal took its models away.
+    ``job_config`` is what a workspace's configuration is to say; ``replaced`` are the keys of a
+    file that the launcher has decided otherwise, ``notes`` further sentences for people.
     """
 
     config: OrchestratorConfig
@@ -39,6 +42,10 @@ class Plan:
     limit: int | None
     owner_options: Mapping[str, Any] = field(default_factory=dict)
     as_written: Recipe | None = None
+    workspace: Workspace | None = None
+    job_config: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    replaced: Sequence[str] = ()
+    notes: Sequence[str] = ()
 
     @property
     def folder(self) -> Path | None:
@@ -59,7 +66,13 @@ class Plan:
     @property
     def destination(self) -> Path:
         """The folder for the ``.txt`` files, or for the one file of texts (`texts_file`)."""
-        return self.output or self.folder or self.data_dir / "exports"
+        exports = self.data_dir / "exports" if self.workspace is None else self.workspace.exports
+        return self.output or self.folder or exports
+
+    @property
+    def logs(self) -> Path:
+        """The folder of the logs."""
+        return self.data_dir / "logs" if self.workspace is None else self.workspace.logs
 
     @property
     def texts_file(self) -> Path | None:
@@ -89,9 +102,17 @@ class Plan:
         several = len(devices) > 1 or "+" in devices[0]
         return f"{count} on GPU{'s' if several else ''} {', '.join(devices)}"
 
+    @property
+    def says_what_was_replaced(self) -> str | None:
+        """The sentence about keys of a file that the launcher has decided otherwise, if any."""
+        if not self.replaced:
+            return None
+        return f"From your configuration, replaced by the launcher: {', '.join(self.replaced)}"
+
     def check_folders(self) -> None:
         """End the command if results could not be written: else that would be found out last."""
-        refuse_unwritable(self.data_dir, "--data-dir DIR puts the results elsewhere")
+        option = "--data-dir" if self.workspace is None else "--workspace"
+        refuse_unwritable(self.data_dir, f"{option} DIR puts the results elsewhere")
         texts = ".txt files" if self.texts_file is None else "texts"
         refuse_unwritable(self.destination, f"--output DIR puts the {texts} elsewhere")
 

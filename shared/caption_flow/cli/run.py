@@ -15,10 +15,22 @@ from caption_flow.cli.configuration import WorkersOfRun, load_or_refuse, workers
 from caption_flow.cli.crew import KEY_VARIABLE
 from caption_flow.cli.engines import EngineKind, check_engine, check_video, require_vllm
 from caption_flow.cli.failures import usage_error
+from caption_flow.cli.folders import for_people
 from caption_flow.cli.gpus import Shares, choose_gpus
 from caption_flow.cli.logs import configure_logging
 from caption_flow.cli.plan import Plan
+from caption_flow.cli.workspace import (
+    NOT_SHARED,
+    Job,
+    Workspace,
+    anchored,
+    configuration_of,
+    replaced,
+)
+from caption_flow.config.load import laid_over
+from caption_flow.config.multidatabackend import Entry, entry_named
 from caption_flow.config.orchestrator import OrchestratorConfig
+from caption_flow.config.problems import ConfigError
 from caption_flow.config.vllm import SYNTHETIC_MODEL
 from caption_flow.recipe.video import MOST_FRAMES
 from caption_flow.worker.core.placement import gpus_needed
@@ -49,7 +61,7 @@ def run(
         Path | None,
         typer.Argument(
             metavar="FOLDER",
-            help="Folder of images; without it, the dataset of --config.",
+            help="Folder of images; without it, the dataset of --dataset or --config.",
             show_default=False,
         ),
     ] = None,
@@ -88,12 +100,28 @@ def run(
             help="Configuration with stages, sampling and more; options here win over it.",
         ),
     ] = None,
+    dataset: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE#ID",
+            help="An entry of SimpleTuner's multidatabackend.json; relative paths in it begin at "
+            "the working folder.",
+        ),
+    ] = None,
+    workspace: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Keep all of this job in one folder: orchestrator.json, caption_data/, logs/, "
+            "exports/ and report.json. Given alone, go on with the job that is in it.",
+        ),
+    ] = None,
     output: Annotated[
         Path | None,
         typer.Option(
             metavar="DIR",
             help="Folder for the .txt files, or for captions.jsonl if the dataset is no folder. "
-            "[default: beside the images; exports/ in the run's folder]",
+            "[default: beside the images; exports/ in the run's folder, or in --workspace]",
         ),
     ] = None,
     data_dir: Annotated[
@@ -167,24 +195,38 @@ def run(
     - `caption-flow run photos --prompt "List the objects." --prompt "Name the art style."`
     - `caption-flow run photos --config configs/multi_stage.yaml`
     - `caption-flow run clips --video-frames 8`
+    - `caption-flow run --dataset config/multidatabackend.json#photos --workspace jobs/photos`
 
     An image that cannot be captioned is a failed row with its reason, and no reason to stop. Exit
     codes: 0 done, or stopped by Ctrl-C; 1 the run failed, or not one image could be captioned;
     2 something asked for cannot be; 130 stopped at once.
     """
-    configure_logging("run", verbose=verbose, quiet=True)
-    if path is None and config is None:
-        usage_error("say what to caption: caption-flow run FOLDER (or --config FILE)")
-    workers = workers_of_run(config, _engine_flags(engine, base_url, api_key))
+    place = None if workspace is None else Workspace.at(workspace)
+    configure_logging("run", verbose=verbose, quiet=True, file_follows=place is not None)
+    config = _base(config, place)
+    entry = _entry(path, dataset)
+    if path is None and entry is None and config is None:
+        usage_error(_nothing_to_caption(place))
+    if place is not None and data_dir is not None:
+        usage_error("--workspace keeps the results in DIR/caption_data: drop --data-dir")
+    engine_flags = _engine_flags(engine, base_url, api_key)
+    workers = workers_of_run(config, engine_flags)
     check_engine(workers.config.engine, base_url=base_url, api_key=api_key)
-    loaded = _configuration(
-        path, prompt, model, config, data_dir, _video_flags(video_frames, video_as)
+    job = _job(
+        place,
+        config,
+        _dataset_flags(path, entry)
+        | _results_flags(path, data_dir, place)
+        | _video_flags(video_frames, video_as)
+        | _recipe_flags(prompt, model, is_all=config is None),
+        laid_over(workers.written, engine_flags),
     )
+    loaded = job.config
     as_written = loaded.recipe()
     kind = _engine_kind(workers, loaded)
     check_video(loaded.dataset.video, kind)
     if kind is EngineKind.SYNTHETIC:
-        loaded = _rehearsal(loaded, path if data_dir is None else None)
+        loaded = _rehearsal(loaded, path if data_dir is None and place is None else None)
     recipe = loaded.recipe()
     if export_column is not None and export_column not in recipe.output_fields:
         usage_error(
@@ -206,6 +248,10 @@ def run(
         limit=limit,
         owner_options=workers.config.vllm.engine_keys(),
         as_written=as_written,
+        workspace=place,
+        job_config=job.content,
+        replaced=job.replaced,
+        notes=() if entry is None else entry.notes,
     )
     if plan.folder is None:
         _refuse_what_is_for_folders({"--existing": existing, "--export-column": export_column})
@@ -235,6 +281,10 @@ def _carry_out(plan: Plan, dry_run_only: bool) -> int:
 
         return dry_run(plan)
     plan.check_folders()
+    if plan.workspace is not None:
+        from caption_flow.cli.job_report import refuse_mixing  # noqa: PLC0415
+
+        refuse_mixing(plan)
     if plan.engine == EngineKind.VLLM:
         require_vllm(stage.model for stage in plan.config.recipe().stages)
 
@@ -244,33 +294,85 @@ def _carry_out(plan: Plan, dry_run_only: bool) -> int:
     return LocalRun(plan).run()
 
 
-def _configuration(
-    path: Path | None,
-    prompts: list[str] | None,
-    model: str | None,
-    config: Path | None,
-    data_dir: Path | None,
-    video: Mapping[str, Any],
-) -> OrchestratorConfig:
-    """Build the run's configuration from a file, if any, and what the command line says."""
-    overrides: dict[str, Any] = {"host": "127.0.0.1", "port": 0, "ssl": None, "auth": None}
+def _base(config: Path | None, place: Workspace | None) -> Path | None:
+    """Return the file that says what the command line does not: a job's own, if none is named."""
+    if config is None and place is not None and place.config.is_file():
+        return place.config
+    return config
+
+
+def _entry(path: Path | None, reference: str | None) -> Entry | None:
+    if reference is None:
+        return None
     if path is not None:
-        overrides["dataset"] = {"type": "local_filesystem", "dataset_path": str(path)}
-        # The path decides where results go, also when a file names another place.
-        overrides["storage.data_dir"] = str(data_dir or _data_dir_beside(path))
-    elif data_dir is not None:
-        overrides["storage.data_dir"] = str(data_dir)
-    overrides |= video
-    if config is None:
-        overrides["vllm.model"] = model or DEFAULT_MODEL
-        overrides["vllm.inference_prompts"] = prompts or [DEFAULT_PROMPT]
-    else:
-        if model is not None:
-            overrides["vllm.model"] = model
-        if prompts:
-            overrides["vllm.inference_prompts"] = prompts
-            overrides["vllm.stages"] = None
-    return load_or_refuse(config, overrides)
+        usage_error("FOLDER and --dataset both say what to caption: drop one")
+    try:
+        return entry_named(reference)
+    except ConfigError as error:
+        usage_error(f"--dataset: {error}")
+
+
+def _nothing_to_caption(place: Workspace | None) -> str:
+    if place is None:
+        return "say what to caption: caption-flow run FOLDER (or --config FILE)"
+    return (
+        f"{for_people(place.folder)} holds no job yet (no {place.config.name}); say what to "
+        "caption: caption-flow run FOLDER --workspace DIR (or --config FILE, or --dataset FILE#ID)"
+    )
+
+
+def _job(
+    place: Workspace | None, file: Path | None, flags: Mapping[str, Any], worker: Mapping[Any, Any]
+) -> Job:
+    """Build the configuration from a file, if any, and what the command line says.
+
+    ``worker`` is what its `worker` section says, with the command line's words over it.
+    """
+    overrides = {**(NOT_SHARED if place is None else place.owned()), "auth": None, **flags}
+    loaded = load_or_refuse(file, overrides)
+    if place is None:
+        return Job(loaded.config, replaced=replaced(loaded.written, worker, overrides))
+    dataset = loaded.config.dataset
+    path = {"dataset.dataset_path": anchored(dataset)}
+    content = laid_over(laid_over(loaded.written, flags), {**place.owned(), **path})
+    try:
+        job_config = configuration_of(place, content, worker)
+    except ValueError as error:
+        usage_error(f"{file}: {error}")
+    here = dataset.model_copy(update={"dataset_path": path["dataset.dataset_path"]})
+    config = loaded.config.model_copy(update={"dataset": here})
+    is_own = file is not None and file.resolve() == place.config.resolve()
+    others = () if is_own else replaced(loaded.written, worker, {**flags, **place.owned()})
+    return Job(config, job_config, others)
+
+
+def _dataset_flags(path: Path | None, entry: Entry | None) -> dict[str, Any]:
+    if entry is not None:
+        return {"dataset": dict(entry.dataset)}
+    if path is not None:
+        return {"dataset": {"type": "local_filesystem", "dataset_path": str(path)}}
+    return {}
+
+
+def _results_flags(
+    path: Path | None, data_dir: Path | None, place: Workspace | None
+) -> dict[str, Any]:
+    if place is not None:
+        return {}
+    # The path decides where results go, also when a file names another place.
+    folder = data_dir or (None if path is None else _data_dir_beside(path))
+    return {} if folder is None else {"storage.data_dir": str(folder)}
+
+
+def _recipe_flags(prompts: list[str] | None, model: str | None, *, is_all: bool) -> dict[str, Any]:
+    """Return what the command line says of the recipe; with ``is_all``, there is nothing else."""
+    if is_all:
+        return {
+            "vllm.model": model or DEFAULT_MODEL,
+            "vllm.inference_prompts": prompts or [DEFAULT_PROMPT],
+        }
+    flags: dict[str, Any] = {} if model is None else {"vllm.model": model}
+    return flags | ({"vllm.inference_prompts": prompts, "vllm.stages": None} if prompts else {})
 
 
 def _data_dir_beside(path: Path) -> Path:

@@ -22,14 +22,23 @@ from caption_flow.storage.parts import count_flags
 from caption_flow.storage.reader import StorageReader
 
 _SHOWN_FAILURES: Final = 10
+_KEPT_FAILURES: Final = 100
+"""For programs, which read them in a workspace's `report.json`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """One failed item and why."""
+    """One failed item and why; ``filename`` is None where items have none."""
 
-    name: str
+    item: str
+    filename: str | None
+    kind: str
     reason: str
+
+    @property
+    def name(self) -> str:
+        """What people call the item."""
+        return for_people(self.filename or self.item)
 
 
 @dataclass(slots=True)
@@ -73,7 +82,7 @@ def look_at_rows(plan: Plan) -> Findings:
     findings = Findings()
     recipe = plan.config.recipe()
     ours = pa.array([recipe.fingerprint, recipe.video_fingerprint])
-    columns = ["filename", "url", "item_key", "status", "error", "recipe", "flags"]
+    columns = ["filename", "item_key", "status", "error_kind", "error", "recipe", "flags"]
     with closing(StorageReader(plan.data_dir)) as reader:
         for batch in reader.batches(None, columns) if reader.columns else ():
             of_others = pc.sum(pc.invert(pc.is_in(batch.column("recipe"), ours))).as_py()
@@ -82,11 +91,11 @@ def look_at_rows(plan: Plan) -> Findings:
             lengths = pc.fill_null(pc.list_value_length(batch.column("flags")), 0)
             findings.flagged += pc.sum(pc.greater(lengths, 0)).as_py() or 0
             failed = batch.filter(pc.equal(batch.column("status"), "failed"))
-            room = _SHOWN_FAILURES - len(findings.failures)
-            for row in failed.slice(0, room).to_pylist():
-                name = row["filename"] or row["item_key"] or row["url"] or ""
-                failure = Failure(for_people(name), for_people(row["error"]))
-                findings.failures.append(failure)
+            room = _KEPT_FAILURES - len(findings.failures)
+            findings.failures += [
+                Failure(row["item_key"], row["filename"], row["error_kind"], row["error"])
+                for row in failed.slice(0, room).to_pylist()
+            ]
     return findings
 
 
@@ -99,7 +108,7 @@ def summary(
     if outcome.videos_left_out:
         yield f"  {videos_skipped(outcome.videos_left_out)}"
     if not progress.done and not outcome.left_out:
-        yield _line("logs", for_people(plan.data_dir / "logs"))
+        yield _line("logs", for_people(plan.logs))
         return
     yield _line("captioned", f"{progress.captioned:,}")
     yield _line("failed", f"{progress.failed:,}{_kinds(progress.failures)}")
@@ -114,13 +123,19 @@ def summary(
         yield _line("texts", f"{for_people(where)}  ({report.summary()})")
     if progress.done:
         yield _line("results", f"{for_people(plan.data_dir / 'captions')}  (Parquet)")
-    if outcome.new or outcome.problem is not None:
-        yield _line("logs", for_people(plan.data_dir / "logs"))
+    yield from _where_more_is(plan, outcome)
     yield from _failed(plan, progress, findings)
     if progress.passed_over:
         yield "Not read, or not wholly:"
         yield from told(progress.passed_over)
-    yield from _notes(report, findings)
+    yield from _notes(plan, report, findings)
+
+
+def _where_more_is(plan: Plan, outcome: Outcome) -> Iterator[str]:
+    if outcome.new or outcome.problem is not None:
+        yield _line("logs", for_people(plan.logs))
+    if plan.workspace is not None:
+        yield _line("report", for_people(plan.workspace.report))
 
 
 def _headline(outcome: Outcome) -> str:
@@ -172,20 +187,22 @@ def _failed(plan: Plan, progress: Progress, findings: Findings) -> Iterator[str]
     if not findings.failures:
         return
     yield "Failed:"
-    width = min(40, max(len(failure.name) for failure in findings.failures))
-    for failure in findings.failures:
-        yield f"  {failure.name:<{width}}  {failure.reason}"
-    if progress.failed > len(findings.failures):
-        yield f"  … and {progress.failed - len(findings.failures):,} more: rows with status failed"
+    shown = findings.failures[:_SHOWN_FAILURES]
+    width = min(40, max(len(failure.name) for failure in shown))
+    for failure in shown:
+        yield f"  {failure.name:<{width}}  {for_people(failure.reason)}"
+    if progress.failed > len(shown):
+        yield f"  … and {progress.failed - len(shown):,} more: rows with status failed"
     data_dir = shlex.quote(for_people(plan.data_dir))
     yield f"  (to try them again: caption-flow retry-failed --data-dir {data_dir})"
 
 
-def _notes(report: ExportReport | None, findings: Findings) -> Iterator[str]:
+def _notes(plan: Plan, report: ExportReport | None, findings: Findings) -> Iterator[str]:
     if findings.of_other_recipes:
+        option = "--data-dir" if plan.workspace is None else "--workspace"
         yield (
             f"Note: {findings.of_other_recipes:,} of these were asked for with another model, "
-            "other prompts, sampling or frames, and stay so; another --data-dir captions them anew."
+            f"other prompts, sampling or frames, and stay so; another {option} captions them anew."
         )
     for problem in report.problems if report is not None else ():
         yield f"Note: {for_people(problem)}"

@@ -210,7 +210,7 @@ def worker(
         }.items()
         if value is not None
     }
-    loaded = load_worker_or_refuse(path, overrides)
+    loaded = load_worker_or_refuse(path, overrides).config
     check_engine(loaded.engine, base_url=base_url, api_key=api_key)
     start(
         loaded,

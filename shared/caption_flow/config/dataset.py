@@ -13,6 +13,7 @@ from caption_flow.config.plugins import plugged_in, plugged_in_kinds
 from caption_flow.config.section import (
     INFERRED,
     FilePath,
+    Location,
     Number,
     Section,
     Text,
@@ -127,7 +128,7 @@ class DatasetConfig(Section):
         "`webdataset` or an installed one. The older `huggingface_webdataset` counts as not set.",
         json_schema_extra={INFERRED: "from `type`"},
     )
-    dataset_path: Text = Field(
+    dataset_path: Location = Field(
         description="Folder, hub id (`org/name`), or where the tar shards are: a folder, a tar, or "
         "`http(s)://`, `s3://`, `gs://`, `az://`, `hf://`, with `{000..123}`, `{a,b}` and, but for "
         "HTTP, `*`; `::` between several."

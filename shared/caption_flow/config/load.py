@@ -7,7 +7,7 @@ sentences.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, Generic, TypeVar, get_args
 
@@ -36,11 +36,15 @@ ConfigT = TypeVar("ConfigT", bound=Section)
 
 @dataclass(frozen=True, slots=True)
 class Loaded(Generic[ConfigT]):
-    """A configuration, sentences about what in it has no effect, and the file it came from."""
+    """A configuration, sentences about what in it has no effect, and the file it came from.
+
+    ``written`` is what the file says, as it says it; it may hold tokens.
+    """
 
     config: ConfigT
     warnings: tuple[str, ...]
     path: Path | None = None
+    written: Mapping[Any, Any] = field(default_factory=dict, repr=False)
 
 
 def load_orchestrator(
@@ -119,7 +123,7 @@ def _validate(
     found.extend(_CROSS_CHECKS[component](config, raw))
     if found or config is None:
         raise ConfigError(place.problems(found))
-    return Loaded(config, tuple(warnings_of(config)))
+    return Loaded(config, tuple(warnings_of(config)), written=place.written)
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +131,8 @@ class _Place:
     """Where in a document a component's content is, and what the command line changes in it."""
 
     document: Document
-    content: dict[Any, Any]
+    written: Mapping[Any, Any]
+    content: Mapping[Any, Any]
     prefix: KeyPath
     overridden: tuple[KeyPath, ...]
 
@@ -135,11 +140,9 @@ class _Place:
     def find(
         cls, document: Document, component: Component, model: type[Section], overrides: Overrides
     ) -> _Place:
-        prefix, content = _component(document, component, model)
-        for dotted, value in overrides.items():
-            content = _overlaid(content, dotted.split("."), value)
+        prefix, written = _component(document, component, model)
         paths = tuple(tuple(dotted.split(".")) for dotted in overrides)
-        return cls(document, content, prefix, paths)
+        return cls(document, written, laid_over(written, overrides), prefix, paths)
 
     def problems(self, found: list[tuple[KeyPath, str]]) -> list[ConfigProblem]:
         """Return the problems as people read them, each once, in the order of their lines."""
@@ -182,6 +185,14 @@ def _stray(key: object, component: Component, model: type[Section]) -> str:
     if key in model.model_fields:
         return f"stands beside '{component}:' and belongs under it"
     return f"unknown key{did_you_mean(_component_meant(key))}"
+
+
+def laid_over(content: Mapping[Any, Any], overrides: Overrides) -> dict[Any, Any]:
+    """Return a component's content with values laid over it; None stays, as a key without value."""
+    changed = dict(content)
+    for dotted, value in overrides.items():
+        changed = _overlaid(changed, dotted.split("."), value)
+    return changed
 
 
 def _overlaid(content: Mapping[Any, Any], steps: list[str], value: Any) -> dict[Any, Any]:

@@ -10,7 +10,15 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+)
 
 INSTEAD = "instead"
 """The entry of a key's ``json_schema_extra`` that says what happens although it is set."""
@@ -87,6 +95,11 @@ def _expand_home(path: Path) -> Path:
         raise ValueError(f"names a home folder that does not exist: {path}") from error
 
 
+def _as_python_has_it(value: Any, validate: ValidatorFunctionWrapHandler) -> Any:
+    # pydantic refuses lone surrogates, and paths from a command line may have some (PEP 383).
+    return value if isinstance(value, str) and value else validate(value)
+
+
 WholeNumber = Annotated[int, BeforeValidator(_not_a_switch)]
 Number = Annotated[float, BeforeValidator(_not_a_switch)]
 Moment = Annotated[float, BeforeValidator(moment)]
@@ -95,3 +108,5 @@ Texts = Annotated[tuple[str, ...], BeforeValidator(_one_or_many)]
 FilePath = Annotated[Path, AfterValidator(_expand_home)]
 """A path as it was written: relative ones stay relative to the working folder."""
 Text = Annotated[str, Field(min_length=1)]
+Location = Annotated[Text, WrapValidator(_as_python_has_it)]
+"""A path, or another place's name; a path's bytes that are no UTF-8 are lone surrogates in it."""

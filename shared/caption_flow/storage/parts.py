@@ -11,10 +11,11 @@ import os
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from operator import itemgetter
 from pathlib import Path
-from typing import Final
+from typing import BinaryIO, Final
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -137,11 +138,23 @@ def read_batches(path: Path, columns: Sequence[str] | None = None) -> Iterator[p
         StorageError: the part is missing or is not readable Parquet; nothing is changed.
     """
     try:
-        with pq.ParquetFile(path) as file:
+        with _as_arrow_opens(path) as source, pq.ParquetFile(source) as file:
             wanted = None if columns is None else list(columns)
             yield from file.iter_batches(_ROWS_AT_ONCE, columns=wanted)
     except (OSError, pa.ArrowException) as error:
         raise unreadable(path, error) from error
+
+
+@contextmanager
+def _as_arrow_opens(path: Path) -> Iterator[Path | BinaryIO]:
+    """Yield a path that Arrow can open, or an open file where it cannot: it takes UTF-8 only."""
+    try:
+        os.fspath(path).encode()
+    except UnicodeEncodeError:
+        with path.open("rb") as file:
+            yield file
+    else:
+        yield path
 
 
 def read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
@@ -155,7 +168,8 @@ def read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
 def read_schema(path: Path) -> pa.Schema:
     """Return a part's schema; raises `StorageError` as `read_batches` does, or if it is none."""
     try:
-        schema = pq.read_schema(path)
+        with _as_arrow_opens(path) as source:
+            schema = pq.read_schema(source)
     except (OSError, pa.ArrowException) as error:
         raise unreadable(path, error) from error
     missing = [name for name in COLUMNS_OF_EVERY_PART if name not in schema.names]

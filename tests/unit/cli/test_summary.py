@@ -93,7 +93,12 @@ def test_a_run_without_work_says_why_there_was_none(plan: Plan) -> None:
 
 
 def test_failures_are_named_with_what_to_do_about_them(plan: Plan) -> None:
-    findings = Findings([Failure("a.png", "empty"), Failure("long/b.png", "damaged")])
+    findings = Findings(
+        [
+            Failure("a.png", "a.png", "image_empty", "empty"),
+            Failure("long/b.png", "long/b.png", "image_corrupt", "damaged"),
+        ]
+    )
     lines = said(plan, outcome(captioned=900, failures={"x": 100}), findings)
     begins = lines.index("Failed:")
     assert lines[begins + 1 : begins + 5] == [

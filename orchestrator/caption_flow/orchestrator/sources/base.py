@@ -11,11 +11,18 @@ from typing import Any, ClassVar, Final, Self
 from caption_flow.config.dataset import DatasetConfig
 from caption_flow.places.base import MISSING
 from caption_flow.protocol.places import Place
+from caption_flow.storage.contents import displayed
 from caption_flow.storage.opening import KnownShard
 from caption_flow.storage.writer import Write
 
 UNREADABLE: Final = "shard_unreadable"
 """The ``error_kind`` of items whose shard was listed, and could no longer be read."""
+
+
+KEEP_APART: Final = (
+    "another folder keeps them apart (--data-dir or --workspace of `run`, storage.data_dir)"
+)
+"""What to do about a run's folder that another dataset was captioned into."""
 
 
 class SourceError(Exception):
@@ -145,7 +152,7 @@ class Source(ABC):
     @classmethod
     def name_of(cls, dataset: DatasetConfig) -> str:
         """Return what a run's folder remembers of the dataset it is about."""
-        return f"{dataset.processor_type}:{dataset.dataset_path}"
+        return f"{dataset.processor_type}:{displayed(dataset.dataset_path)}"
 
     @classmethod
     def check_same(cls, dataset: DatasetConfig, remembered: str, data_dir: Path) -> None:
@@ -153,7 +160,7 @@ class Source(ABC):
         if remembered != cls.name_of(dataset):
             raise SourceError(
                 f"{data_dir} holds the captions of {remembered}, and {cls.name_of(dataset)} is "
-                "another dataset: --data-dir DIR (storage.data_dir) keeps them apart"
+                f"another dataset: {KEEP_APART}"
             )
 
     @abstractmethod

@@ -40,6 +40,7 @@ from caption_flow.orchestrator.sources.wanted import asked_for, suggested
 from caption_flow.places.base import MISSING, NotHereError, PlaceError, UnreachableError
 from caption_flow.places.parquet import NoColumnError, ParquetColumns, ParquetPlace
 from caption_flow.protocol.places import CellPlace, FilePlace, LinkPlace, Place
+from caption_flow.storage.contents import displayed
 from caption_flow.storage.opening import KnownShard
 
 log = structlog.get_logger()
@@ -117,7 +118,7 @@ class HubSource(Source):
         """See the port."""
         config = f", {dataset.dataset_config}" if dataset.dataset_config else ""
         revision = f" at {dataset.revision}" if dataset.revision else ""
-        return f"{dataset.dataset_path} ({dataset.split}{config}){revision}"
+        return f"{displayed(dataset.dataset_path)} ({dataset.split}{config}){revision}"
 
     async def listing(self) -> AsyncIterator[Finding]:
         """See the port; a few footers are read ahead."""

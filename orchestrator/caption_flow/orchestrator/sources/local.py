@@ -18,6 +18,7 @@ import structlog
 
 from caption_flow.config.dataset import DatasetConfig
 from caption_flow.orchestrator.sources.base import (
+    KEEP_APART,
     Changed,
     Finding,
     Item,
@@ -46,6 +47,7 @@ from caption_flow.protocol.identity import content_hash
 from caption_flow.protocol.places import FilePlace
 from caption_flow.storage.catalog import Catalog
 from caption_flow.storage.exported import Exported, written_by
+from caption_flow.storage.opening import look
 from caption_flow.storage.schema import readable_path
 from caption_flow.storage.writer import Write
 from caption_flow.storage.writes import AppendItems, CatalogEntry, UpdateItems
@@ -104,6 +106,8 @@ class LocalSource(Source):
     @classmethod
     def check_same(cls, dataset: DatasetConfig, remembered: str, data_dir: Path) -> None:
         """See the port."""
+        if remembered != cls.name_of(dataset) and set(look(data_dir).snapshot.shards) - {SHARD}:
+            super().check_same(dataset, remembered, data_dir)  # of another kind, with shards
         with closing(Catalog(data_dir)) as catalog:
             check_same_folder(Path(dataset.dataset_path), remembered, catalog, data_dir)
 
@@ -336,7 +340,7 @@ def check_same_folder(root: Path, remembered: str | None, catalog: Catalog, data
     if 2 * there < len(listed):
         raise SourceError(
             f"{data_dir} holds the captions of {remembered}, and {root} is another dataset: "
-            "--data-dir DIR (storage.data_dir) keeps them apart"
+            f"{KEEP_APART}"
         )
 
 
