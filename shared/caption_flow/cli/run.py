@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
@@ -14,6 +13,7 @@ from caption_flow.cli.configuration import WorkersOfRun, load_or_refuse, workers
 from caption_flow.cli.crew import KEY_VARIABLE
 from caption_flow.cli.engines import EngineKind, check_engine, check_video, require_vllm
 from caption_flow.cli.failures import usage_error
+from caption_flow.cli.folders import DATA_FOLDER, data_dir_beside
 from caption_flow.cli.gpus import Shares, choose_gpus
 from caption_flow.cli.logs import configure_logging
 from caption_flow.cli.plan import Plan
@@ -24,7 +24,6 @@ from caption_flow.worker.core.placement import gpus_needed
 
 DEFAULT_MODEL: Final = "Qwen/Qwen2.5-VL-3B-Instruct"
 DEFAULT_PROMPT: Final = "Describe this image in detail."
-DATA_FOLDER: Final = ".caption-flow"
 
 
 class VideoAs(StrEnum):
@@ -255,7 +254,7 @@ def _configuration(
     if path is not None:
         overrides["dataset"] = {"type": "local_filesystem", "dataset_path": str(path)}
         # The path decides where results go, also when a file names another place.
-        overrides["storage.data_dir"] = str(data_dir or _data_dir_beside(path))
+        overrides["storage.data_dir"] = str(data_dir or data_dir_beside(path))
     elif data_dir is not None:
         overrides["storage.data_dir"] = str(data_dir)
     overrides |= video
@@ -269,12 +268,6 @@ def _configuration(
             overrides["vllm.inference_prompts"] = prompts
             overrides["vllm.stages"] = None
     return load_or_refuse(config, overrides)
-
-
-def _data_dir_beside(path: Path) -> Path:
-    """Return where the results of a folder go: a sibling, so that the dataset stays a dataset."""
-    folder = Path(os.path.abspath(path.expanduser()))  # noqa: PTH100  -- resolve() follows links
-    return folder.parent / DATA_FOLDER / (folder.name or "root")
 
 
 def _rehearsal(config: OrchestratorConfig, path: Path | None) -> OrchestratorConfig:
@@ -294,7 +287,7 @@ def _rehearsal(config: OrchestratorConfig, path: Path | None) -> OrchestratorCon
     vllm = config.vllm.model_copy(update={"model": SYNTHETIC_MODEL, "stages": stages})
     storage = config.storage
     if path is not None:
-        beside = _data_dir_beside(path)
+        beside = data_dir_beside(path)
         elsewhere = beside.with_name(f"{beside.name}.synthetic")
         storage = storage.model_copy(update={"data_dir": elsewhere})
     return config.model_copy(update={"vllm": vllm, "storage": storage})
