@@ -27,6 +27,7 @@ from typing import Any, Final, Literal
 
 from caption_flow.config.dataset import LOCAL
 from caption_flow.config.orchestrator import OrchestratorConfig
+from caption_flow.incoming.captions import IMPORT_WORKER
 from caption_flow.incoming.matching import Known, Match, Matcher, Repeated
 from caption_flow.orchestrator.core.ranges import RangeSet
 from caption_flow.orchestrator.sources.base import (
@@ -58,8 +59,6 @@ from caption_flow.storage.writes import (
     SetMeta,
 )
 
-WORKER: Final = "import"
-"""Who brought a row, in its column ``worker``."""
 _ROWS: Final = 500
 _TEXT_BYTES: Final = 4 * 2**20
 """Of the rows that are written together."""
@@ -334,7 +333,7 @@ class Import:
                 payload,
                 self._plan.output_fields,
                 contributor="",
-                worker=WORKER,
+                worker=IMPORT_WORKER,
                 # Which fields have texts is whoever's who brings them.
                 optional_fields=frozenset(self._plan.output_fields),
             )

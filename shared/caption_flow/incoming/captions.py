@@ -12,6 +12,8 @@ Name = str | bytes | int
 """What an image is called: a path, key or address; a path's own bytes; the number of a row."""
 Why = Literal["empty", "failed", "refused"]
 
+IMPORT_WORKER: Final = "import"
+"""Who brought a row that was imported, in its column ``worker``."""
 MAX_TEXTS: Final = 10_000
 """Texts of one field of one row, as in rows from workers."""
 
