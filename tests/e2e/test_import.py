@@ -6,10 +6,8 @@ what was captioned here and what was brought in.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -112,72 +110,6 @@ def test_texts_beside_images_are_done_and_the_rest_is_captioned(tmp_path: Path) 
         assert text_beside(image) == caption_of(image)
     assert first.with_suffix(".txt").read_text() == "by hand"
     assert second.with_suffix(".txt").read_bytes() == b"one\r\n\r\n two \r\n"
-
-
-def test_a_table_names_its_images_in_many_ways(tmp_path: Path) -> None:
-    images = make_images(tmp_path / "photos", 8)
-    twin = make_image(tmp_path / "photos/a/twin.png", 20)
-    make_image(tmp_path / "photos/b/twin.png", 21)
-    make_image(tmp_path / "photos/a/alone.png", 22)
-    long_ago = "/home/somebody/elsewhere"
-    table = write_jsonl(
-        tmp_path / "captions.jsonl",
-        [
-            {"file_name": "000.png", "text": "relative"},
-            {"file_name": str(images[1]), "text": "absolute"},
-            {"file_name": "photos/002.png", "text": "from where the table is"},
-            {"file_name": "003", "text": "without suffix"},
-            {"file_name": f"{long_ago}/004.png", "text": "where it was once"},
-            {"file_name": "alone.png", "text": "only one is called so"},
-            {"file_name": f"{long_ago}/a/twin.png", "text": "the twin in a"},
-            {"file_name": "twin.png", "text": "two are called so"},
-            {"file_name": "gone.png", "text": "of no image"},
-            {"file_name": "c/alone.png", "text": "in another folder, so another image"},
-            {"file_name": "005.png", "text": " "},
-            {"file_name": "006.png", "text": "this"},
-            {"file_name": "006.png", "text": "that"},
-            {"file_name": "007.png", "text": "x" * (2**20 + 1)},
-        ],
-    )
-    report = bring_in(tmp_path, table.name, "--dataset", "photos")
-    assert counted(report) == {
-        "imported": 7,
-        "unmatched": 2,
-        "ambiguous": 3,
-        "empty": 1,
-        "refused": 1,
-    }
-    assert report["examples"]["ambiguous"][0] == (
-        "captions.jsonl:8 (twin.png): it may be a/twin.png or b/twin.png"
-    )
-    assert "a caption of 1,048,577 bytes" in report["examples"]["refused"][0]
-    found = rows_by_name(tmp_path / "results")
-    assert {name: row["captions"] for name, row in found.items()} == {
-        "000.png": ["relative"],
-        "001.png": ["absolute"],
-        "002.png": ["from where the table is"],
-        "003.png": ["without suffix"],
-        "004.png": ["where it was once"],
-        "a/alone.png": ["only one is called so"],
-        "a/twin.png": ["the twin in a"],
-    }
-    run(tmp_path, "photos")
-    assert (text_beside(twin), text_beside(images[0])) == ("the twin in a", "relative")
-    assert text_beside(images[6]) == caption_of(images[6])
-
-
-@pytest.mark.parametrize(
-    ("how", "texts"), [("first", ["this"]), ("last", ["that"]), ("all", ["this", "that"])]
-)
-def test_it_can_be_said_which_of_several_rows_counts(
-    tmp_path: Path, how: str, texts: list[str]
-) -> None:
-    make_images(tmp_path / "photos", 1)
-    rows = [{"filename": "000.png", "caption": text} for text in ("this", "that")]
-    write_jsonl(tmp_path / "t.jsonl", rows)
-    report = bring_in(tmp_path, "t.jsonl", "--dataset", "photos", "--repeated", how)
-    assert counted(report) == {"imported": 1, "repeated": 1}
-    assert rows_by_name(tmp_path / "results")["000.png"]["captions"] == texts
 
 
 def test_exports_come_back_as_they_were(tmp_path: Path) -> None:
@@ -332,21 +264,6 @@ def test_an_imported_image_that_changes_is_captioned_anew_and_one_that_is_copied
     assert text_beside(images[1]) == "there"
 
 
-def test_two_images_that_want_one_file_get_neither(tmp_path: Path) -> None:
-    make_image(tmp_path / "photos/x.png", 1)
-    make_image(tmp_path / "photos/x.jpg", 2, kind="JPEG")
-    make_image(tmp_path / "photos/y.png", 3)
-    (tmp_path / "texts").mkdir()
-    (tmp_path / "texts/x.txt").write_text("whose?")
-    (tmp_path / "texts/y.txt").write_text("one\ntwo")
-    (tmp_path / "texts/z.txt").write_bytes(b"\xff\xfea\0")
-    report = bring_in(tmp_path, "texts", "--dataset", "photos", "--lines", "whole")
-    assert counted(report) == {"imported": 1, "ambiguous": 1, "refused": 1}
-    assert report["examples"]["ambiguous"] == ["x.txt: it may be x.jpg or x.png"]
-    assert report["examples"]["refused"] == ["z.txt: it is UTF-16: save it as UTF-8"]
-    assert rows_by_name(tmp_path / "results")["y.png"]["captions"] == ["one\ntwo"]
-
-
 def test_names_that_are_no_utf8_are_found(tmp_path: Path) -> None:
     name = b"caf\xe9"
     image = make_image(tmp_path / "photos/a.png", 1)
@@ -359,18 +276,6 @@ def test_names_that_are_no_utf8_are_found(tmp_path: Path) -> None:
     again = ("import", "out/default.jsonl", "--dataset", "photos", "--data-dir", "again", "--json")
     finished = caption_flow(*again, cwd=tmp_path)
     assert counted(json.loads(finished.out)) == {"imported": 1}, finished.said
-
-
-def test_a_folder_that_somebody_runs_on_is_refused(tmp_path: Path) -> None:
-    make_images(tmp_path / "photos", 1)
-    write_jsonl(tmp_path / "t.jsonl", [{"filename": "000.png", "text": "a"}])
-    (tmp_path / "results").mkdir()
-    with (tmp_path / "results/owner.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        arguments = ("import", "t.jsonl", "--dataset", "photos", *RESULTS)
-        finished = caption_flow(*arguments, cwd=tmp_path)
-    assert finished.code == 2
-    assert "is in use by another" in finished.errors[0]
 
 
 def test_killed_and_given_again_it_is_whole(tmp_path: Path) -> None:
@@ -398,36 +303,3 @@ def test_killed_and_given_again_it_is_whole(tmp_path: Path) -> None:
     found = rows_by_name(tmp_path / "results")
     assert len(found) == count
     assert all(row["captions"] == [f"text {int(name[:5])}"] for name, row in found.items())
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "arguments", "says"),
-    [
-        ("t.jsonl", '{"file": "a", "text": "b"}', (), "no column names the image.*'file', 'text'"),
-        ("t.jsonl", '{"path": "a", "words": "b"}', (), "no column holds captions.*'path', 'words'"),
-        ("t.jsonl", '{"path": "a", "text": 3}', (), "t.jsonl:1: column 'text' holds no text but 3"),
-        ("t.jsonl", '{"path": "a"\n', (), "t.jsonl:1 is not JSON"),
-        ("t.jsonl", '["a"]', (), "t.jsonl:1 is no object"),
-        ("t.csv", "path,text\na,b,c\n", (), "t.csv:2 has more cells than"),
-        ("t.csv", "path,path\na,b\n", (), "two columns of one name"),
-        ("t.parquet", "nonsense", (), "cannot be read as Parquet"),
-        ("t.xlsx", "", (), "is no table by its name: --format"),
-        ("t.jsonl", '{"path": "a", "text": "b"}', ("--caption-column", "no"), "no such column"),
-        ("t.jsonl", '{"path": "a", "text": "b"}', ("--field", "status"), "every row has already"),
-        ("t.jsonl", "", (), "no column names the image.*none at all"),
-        ("t.jsonl", '{"path": "a", "text": "b"}', (), "not one of the 1 captions is of an image"),
-    ],
-)
-def test_nonsense_is_refused_and_nothing_is_written(
-    tmp_path: Path, name: str, content: str, arguments: tuple[str, ...], says: str
-) -> None:
-    make_images(tmp_path / "photos", 1)
-    (tmp_path / name).write_text(content)
-    before = snapshot(tmp_path / "photos")
-    given = ("import", name, "--dataset", "photos", *RESULTS, *arguments)
-    finished = caption_flow(*given, cwd=tmp_path)
-    assert finished.code in {1, 2}
-    assert re.search(says, finished.errors[-1]), finished.said
-    assert "Traceback" not in finished.said
-    assert snapshot(tmp_path / "photos") == before
-    assert not (tmp_path / "results").exists()

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import base64
+import binascii
 import json
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final
 from urllib.parse import unquote, urlsplit
@@ -18,8 +21,9 @@ from caption_flow.incoming.captions import (
 )
 from caption_flow.incoming.tables import Record, Table
 
+_RAW: Final = "filename_raw"
 NAMING: Final = (
-    *("filename_raw", "filename", "file_name", "filepath", "file_path", "path", "image_path"),
+    *(_RAW, "filename", "file_name", "filepath", "file_path", "path", "image_path"),
     *("image_file", "image", "img_path", "img", "item_key", "__key__", "key", "url", "image_url"),
 )
 """Columns that name an image, the best first; those that a table has are tried in this order."""
@@ -154,17 +158,30 @@ def _without_guard(text: str) -> str:
 def _names(origin: str, record: Record, columns: Sequence[str], *, is_csv: bool) -> Iterator[Name]:
     for column in columns:
         value = record.get(column)
-        if value is None or value in ("", b""):
+        if value is None or (isinstance(value, str | bytes) and not value):
             continue
+        if isinstance(value, Mapping) and isinstance(value.get("path"), str):
+            value = value["path"]  # an image as the hub's tables hold it
         if isinstance(value, str):
-            name = _as_path(_without_guard(value) if is_csv else value)
-            yield _encodable(name)
+            value = _without_guard(value) if is_csv else value
+            yield from _forms(value, is_raw=column == _RAW)
         elif isinstance(value, bytes) or (isinstance(value, int) and not isinstance(value, bool)):
             yield value
-        elif isinstance(value, Mapping) and isinstance(value.get("path"), str):
-            yield value["path"]  # an image as the hub's tables hold it
         elif len(columns) == 1:
             raise IncomingError(f"{origin}: column {column!r} names no image: {_show(value)}")
+
+
+def _forms(name: str, *, is_raw: bool) -> Iterator[Name]:
+    """Yield what a text may mean as a name: itself, and what programs make of names in a text."""
+    if is_raw:
+        with suppress(binascii.Error, ValueError):
+            yield base64.b64decode(name, validate=True)  # as our tables of text have bytes
+        return
+    if name.startswith("file://"):
+        yield unquote(urlsplit(name).path)
+    yield _encodable(name)
+    if "\\" in name and "/" not in name:
+        yield _encodable(name.replace("\\", "/"))  # from Windows
 
 
 def _called(name: Name) -> str:
@@ -179,12 +196,6 @@ def _encodable(name: str) -> Name:
         is_escaped = all("\udc80" <= one <= "\udcff" for one in name[error.start : error.end])
         return name.encode("utf-8", "surrogateescape" if is_escaped else "surrogatepass")
     return name
-
-
-def _as_path(name: str) -> str:
-    if name.startswith("file://"):
-        return unquote(urlsplit(name).path)
-    return name.replace("\\", "/") if "/" not in name else name
 
 
 def _texts(
