@@ -105,6 +105,8 @@ def test_texts_beside_images_are_done_and_the_rest_is_captioned(tmp_path: Path) 
         "sub/000.png": ["below ✓"],
     }
     assert found["000.png"]["content_hash"] == content_hash(first)
+    facts = ("image_width", "image_height", "image_format", "file_size")
+    assert [found["000.png"][name] for name in facts] == [16, 12, "PNG", first.stat().st_size]
     assert (found["000.png"]["models"], found["000.png"]["recipe"]) == ([], None)
     for image in (*images[2:6], images[7]):
         assert text_beside(image) == caption_of(image)

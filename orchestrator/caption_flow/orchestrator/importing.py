@@ -23,7 +23,7 @@ from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Final, Literal
+from typing import Any, BinaryIO, Final, Literal
 
 from caption_flow.config.dataset import LOCAL
 from caption_flow.config.orchestrator import OrchestratorConfig
@@ -32,6 +32,7 @@ from caption_flow.incoming.matching import Known, Match, Matcher, Repeated
 from caption_flow.orchestrator.core.ranges import RangeSet
 from caption_flow.orchestrator.sources.base import (
     Changed,
+    Item,
     Listed,
     PassedOver,
     RunFolder,
@@ -41,7 +42,7 @@ from caption_flow.orchestrator.sources.base import (
 )
 from caption_flow.orchestrator.sources.local import SHARD, first_files, scan_options
 from caption_flow.orchestrator.sources.registry import refuse_other_dataset, source_for
-from caption_flow.protocol.identity import content_hash
+from caption_flow.protocol.identity import content_hash_of
 from caption_flow.protocol.rows import CAPTIONED, Row, encode_rows
 from caption_flow.storage.catalog import Catalog
 from caption_flow.storage.database import LEDGER_FILE
@@ -68,6 +69,7 @@ _READERS: Final = 4
 _DESCRIBED: Final = 1000
 
 Existing = Literal["keep", "overwrite"]
+Measure = Callable[[BinaryIO], tuple[int, int, str] | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,8 +77,9 @@ class ImportPlan:
     """What is brought in where, and how.
 
     ``output_fields`` are those that the rows have; ``models`` is what they say of their origin.
-    ``existing`` is about items that are captioned already. Files of a folder are read for their
-    content's hash, by which a later run tells that one has changed, if ``hashes``.
+    ``existing`` is about items that are captioned already. With ``measure``, which tells width,
+    height and format of a picture, files of a folder are read, also for their content's hash, by
+    which a later run tells whether one has changed.
     """
 
     config: OrchestratorConfig
@@ -84,7 +87,7 @@ class ImportPlan:
     existing: Existing = "keep"
     repeated: Repeated = "skip"
     models: tuple[str, ...] = ()
-    hashes: bool = True
+    measure: Measure | None = None
     dry_run: bool = False
 
 
@@ -195,8 +198,17 @@ class Import:
         if self._is_local:
             await asyncio.to_thread(self._locate)
         else:
+            self._refuse_numbers()
             await asyncio.to_thread(self._match, self._described(source))
         await asyncio.to_thread(self._matcher.index_positions)
+
+    def _refuse_numbers(self) -> None:
+        """Numbers name rows only while each row is there to be counted."""
+        if self._matcher.has_numbers and self._shards.passed_over:
+            shard, reason = next(iter(self._shards.passed_over.items()))
+            raise SourceError(
+                f"images are named by number, and not all can be counted: {shard}: {reason}"
+            )
 
     def _locate(self) -> None:
         if not (self._data_dir / LEDGER_FILE).exists():
@@ -215,8 +227,10 @@ class Import:
                 except ShardError as error:
                     self._shards.passed_over.setdefault(shard, str(error))
                     found = error.items
-                for item in found:
-                    yield Known(shard, item.index, item.path, item.key, item.url)
+                by_index = {item.index: item for item in found}
+                for index in items:  # all of them: rows are counted
+                    item = by_index.get(index) or Item(index, None)
+                    yield Known(shard, index, item.path, item.key, item.url)
 
     # ------------------------------------------------------------------ looking
 
@@ -317,11 +331,14 @@ class Import:
                 item,
                 CAPTIONED,
                 {name: match.texts.get(name, ()) for name in self._plan.output_fields},
-                file_size=size,
-                content_hash=digest,
+                image_width=content.picture[0],
+                image_height=content.picture[1],
+                image_format=content.picture[2],
+                file_size=content.size,
+                content_hash=content.digest,
                 models=self._plan.models,
             )
-            for item, match, (size, digest) in zip(items, batch, contents, strict=True)
+            for item, match, content in zip(items, batch, contents, strict=True)
         ]
         payload = encode_rows(rows, self._plan.output_fields)
         await store.write(
@@ -343,15 +360,15 @@ class Import:
 
     async def _contents(
         self, batch: Sequence[Match], readers: ThreadPoolExecutor
-    ) -> Sequence[tuple[int | None, str | None]]:
-        """Return size and hash of each item's file; of files alone, since only these can change."""
-        if not self._is_local or not self._plan.hashes:
-            return [(None, None)] * len(batch)
+    ) -> Sequence[_Content]:
+        """Return what is in each item's file; of a folder's alone, since only these can change."""
+        if not self._is_local or self._plan.measure is None:
+            return [_Content()] * len(batch)
         root = os.fsencode(self._dataset.dataset_path)
         paths = [os.path.join(root, match.item.path or b"") for match in batch]  # noqa: PTH118
         loop = asyncio.get_running_loop()
         return await asyncio.gather(
-            *(loop.run_in_executor(readers, _size_and_hash, path) for path in paths)
+            *(loop.run_in_executor(readers, _look_into, path, self._plan.measure) for path in paths)
         )
 
     async def _checkpoint_if_due(self, store: RunStore, rows: int, size: int) -> None:
@@ -436,13 +453,23 @@ def _entry(match: Match) -> CatalogEntry:
     return CatalogEntry(_position(match), item.path, key=item.key, url=item.url)
 
 
-def _size_and_hash(path: bytes) -> tuple[int | None, str | None]:
+@dataclass(frozen=True, slots=True)
+class _Content:
+    """What a row tells of an item's file; nothing of one that is not looked at."""
+
+    size: int | None = None
+    digest: str | None = None
+    picture: tuple[int | None, int | None, str | None] = (None, None, None)
+
+
+def _look_into(path: bytes, measure: Measure) -> _Content:
     try:
         with open(path, "rb") as file:  # noqa: PTH123  -- bytes
-            content = file.read()
+            digest, size = content_hash_of(file)
+            file.seek(0)
+            return _Content(size, digest, measure(file) or (None, None, None))
     except OSError:
-        return None, None  # as with a row that failed for it: whatever comes next is a change
-    return len(content), content_hash(content)
+        return _Content()  # as with a row that failed for it: whatever comes next is a change
 
 
 async def _forget(_: Write) -> None:

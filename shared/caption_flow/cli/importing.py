@@ -29,6 +29,7 @@ from caption_flow.orchestrator.importing import Existing, Import, ImportPlan
 from caption_flow.orchestrator.sources.base import SourceError
 from caption_flow.recipe.stages import DEFAULT_OUTPUT_FIELD, output_field_problem
 from caption_flow.storage.database import LEDGER_FILE, open_for_reading, read_meta
+from caption_flow.worker.images.load import measure
 
 _TXT: Final = "txt"
 _ENDINGS: Final = {
@@ -96,7 +97,7 @@ def _bring_in(request: ImportRequest) -> None:
             request.existing,
             request.repeated,
             request.models,
-            request.hashes,
+            measure if request.hashes else None,
             request.dry_run,
         )
         with TemporaryDirectory(prefix="caption-flow-import-") as scratch, ExportProgress() as bar:
@@ -181,6 +182,10 @@ def _open(request: ImportRequest, fields: tuple[str, ...], default: str) -> _Rea
     """Find out what the source is, and whether it can be read; raises `IncomingError`."""
     source = request.source
     format_ = request.format or format_of(source)
+    if format_ == "parquet" and not request.format and source.is_dir() and _has_texts(request):
+        raise IncomingError(
+            f"{for_people(source)} has both text files and Parquet files: --format txt or parquet"
+        )
     if format_ is None and source.is_dir():
         format_ = _TXT
     if format_ is None:
@@ -205,13 +210,17 @@ def _open(request: ImportRequest, fields: tuple[str, ...], default: str) -> _Rea
     return _Reading(format_, table, columns)
 
 
+def _has_texts(request: ImportRequest) -> bool:
+    return holds_texts(request.source, request.text_suffix)
+
+
 def _check_folder(request: ImportRequest) -> None:
     source, suffix = request.source, request.text_suffix
     if not source.is_dir():
         raise IncomingError(f"{for_people(source)} is no folder of text files")
     if request.caption_columns or request.filename_columns:
         raise IncomingError("a folder of text files has no columns: drop --…-column")
-    if not holds_texts(source, suffix):
+    if not _has_texts(request):
         hint = ""
         if (source / LEDGER_FILE).exists():
             hint = (

@@ -31,6 +31,7 @@ TEXTS: Final = ("captions", "caption", "text", "txt", "prompt", "description")
 """Columns that may hold texts where none is called like an output field; the first counts."""
 OUTPUTS: Final = "outputs"
 """The older layout's column of texts by output field."""
+_SHARD: Final = "shard"
 _STATUS: Final = ("status", "error")
 _FORMULA_STARTS: Final = ("=", "+", "-", "@", "\t", "\r")
 _SHOWN: Final = 60
@@ -119,12 +120,13 @@ def read_table(
             be read.
     """
     pairs = [*columns.texts, *([columns.otherwise] if columns.otherwise else [])]
-    wanted = {*columns.naming, *_STATUS, *(column for _, column in pairs)}
+    wanted = {*columns.naming, _SHARD, *_STATUS, *(column for _, column in pairs)}
     if columns.has_outputs:
         wanted.add(OUTPUTS)
     split = _splitter(is_csv=table.format == "csv", lines=lines)
     for origin, record in table.rows(wanted):
         names = list(_names(origin, record, columns.naming, is_csv=table.format == "csv"))
+        names = [*_with_shard(record.get(_SHARD), names), *names]
         shown = f"{origin} ({_called(names[0])})" if names else origin
         if record.get("status") == "failed":
             yield PassedOver(shown, "failed", str(record.get("error") or "")[:200])
@@ -169,6 +171,15 @@ def _names(origin: str, record: Record, columns: Sequence[str], *, is_csv: bool)
             yield value
         elif len(columns) == 1:
             raise IncomingError(f"{origin}: column {column!r} names no image: {_show(value)}")
+
+
+def _with_shard(shard: Any, names: Sequence[Name]) -> Iterator[str]:
+    """Yield names within the tar that a table says beside them: in others they may be, too."""
+    if not isinstance(shard, str) or not shard.endswith(".tar"):
+        return
+    for name in names:
+        if isinstance(name, str) and not name.startswith(f"{shard}/"):
+            yield f"{shard}/{name}"
 
 
 def _forms(name: str, *, is_raw: bool) -> Iterator[Name]:

@@ -117,6 +117,8 @@ class Matcher:
         self._roots = [os.path.abspath(os.fsencode(root)) for root in roots]  # noqa: PTH100
         self.account = Account()
         self.rows = 0
+        self.has_numbers = False
+        """Whether any row names its item by number."""
 
     def close(self) -> None:
         """Close the file; idempotent."""
@@ -134,6 +136,8 @@ class Matcher:
             if isinstance(row, PassedOver):
                 self.account.add(row.why, row.origin, row.reason)
                 continue
+            numbered = self._counts_rows and any(isinstance(name, int) for name in row.names)
+            self.has_numbers = self.has_numbers or numbered
             names = msgspec.msgpack.encode(row.names)
             yield row.origin, names, row.is_stem, msgspec.msgpack.encode(row.texts)
 

@@ -13,10 +13,16 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from caption_flow.cli.app import main
-from tests.support.cli import make_image, make_images, rows_by_name, snapshot
+from tests.support.cli import content_hash, make_image, make_images, rows_by_name, snapshot
+from tests.support.tars import write_tar
 
+TARS = """
+dataset: {type: webdataset, dataset_path: set}
+vllm: {model: none, inference_prompts: [Describe.]}
+"""
 RESULTS = ("--data-dir", "results")
 ENDINGS = ("imported", "replaced", "kept", "unmatched", "ambiguous", "repeated", "empty", "failed")
 Import = Callable[..., dict[str, Any]]
@@ -162,6 +168,7 @@ def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("t.csv", "path,path\na,b\n", "two columns of one name"),
         ("t.parquet", "nonsense", "cannot be read as Parquet"),
         ("t.xlsx", "", "is no table by its name: --format"),
+        ("t/a.parquet", "nonsense", "cannot be read as Parquet"),
         ("t/notes.md", "", "there is no .txt file in t or below it"),
     ],
 )
@@ -350,3 +357,39 @@ def test_a_folder_that_is_about_another_dataset_is_refused(
     assert main(["import", "u.jsonl", "--dataset", "others", *RESULTS]) == 2
     assert captions() == {"000.png": ["a"]}
     assert counted(bring_in("t.jsonl", "--dataset", "photos")) == {"kept": 1}
+
+
+def test_a_folder_of_texts_and_tables_is_not_guessed_at(photos: Path, bring_in: Import) -> None:
+    (photos / "000.txt").write_text("beside")
+    pq.write_table(pa.table({"path": ["000.png"], "text": ["in a table"]}), photos / "t.parquet")
+    assert main(["import", "photos", *RESULTS]) == 2
+    assert counted(bring_in("photos", "--format", "txt")) == {"imported": 1}
+    assert captions() == {"000.png": ["beside"]}
+
+
+def test_a_phone_s_picture_is_measured_upright(photos: Path, bring_in: Import) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (30, 20)).save(photos / "turned.jpg", exif=exif)
+    (photos / "no_picture.jpg").write_bytes(b"garbage")
+    rows = [{"path": name, "text": "a"} for name in ("turned.jpg", "no_picture.jpg")]
+    write_jsonl(photos.parent / "t.jsonl", rows)
+    assert counted(bring_in("t.jsonl", "--dataset", "photos")) == {"imported": 2}
+    found = rows_by_name(Path("results"))
+    sizes = {n: (r["image_width"], r["image_height"], r["image_format"]) for n, r in found.items()}
+    assert sizes == {"turned.jpg": (20, 30, "JPEG"), "no_picture.jpg": (None, None, None)}
+    assert found["no_picture.jpg"]["content_hash"] == content_hash(photos / "no_picture.jpg")
+
+
+def test_names_are_taken_within_the_tar_that_a_table_says(tmp_path: Path, bring_in: Import) -> None:
+    for shard in ("a.tar", "b.tar"):
+        write_tar(tmp_path / "set" / shard, [("1.png", b"x"), ("2.png", shard.encode())])
+    (tmp_path / "c.yaml").write_text(TARS)
+    rows = [
+        {"shard": "b.tar", "filename": "1.png", "text": "b"},
+        {"filename": "2.png", "text": "?"},
+    ]
+    write_jsonl(tmp_path / "t.jsonl", rows)
+    report = bring_in("t.jsonl", "--config", "c.yaml")
+    assert counted(report) == {"imported": 1, "ambiguous": 1}
+    assert captions() == {"b.tar/1.png": ["b"]}
