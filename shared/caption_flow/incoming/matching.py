@@ -89,8 +89,10 @@ class Account:
     def add(self, ending: str, origin: str = "", reason: str = "") -> None:
         """Count a row that ended so."""
         self.counts[ending] += 1
+        if not origin:
+            return
         shown = self.examples.setdefault(ending, [])
-        if origin and len(shown) < SHOWN:
+        if len(shown) < SHOWN:
             shown.append(f"{origin}: {reason}" if reason else origin)
 
 
