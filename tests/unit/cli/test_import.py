@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import fcntl
 import json
 import re
+import sqlite3
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,12 +18,25 @@ import pytest
 from PIL import Image
 
 from caption_flow.cli.app import main
+from caption_flow.orchestrator.sources.local import SHARD
+from caption_flow.storage.partials import Credit, store_partials
+from caption_flow.storage.store import RunStore
+from caption_flow.storage.verify import verify
+from caption_flow.storage.writes import AppendItems, CatalogEntry
 from tests.support.cli import content_hash, make_image, make_images, rows_by_name, snapshot
 from tests.support.tars import write_tar
 
 TARS = """
 dataset: {type: webdataset, dataset_path: set}
 vllm: {model: none, inference_prompts: [Describe.]}
+"""
+STAGES = """
+dataset: {type: local_filesystem, dataset_path: photos}
+vllm:
+  model: none
+  stages:
+    - {name: long, prompts: [describe], output_field: long}
+    - {name: short, prompts: ["shorten {long}"], output_field: short, requires: [long]}
 """
 RESULTS = ("--data-dir", "results")
 ENDINGS = ("imported", "replaced", "kept", "unmatched", "ambiguous", "repeated", "empty", "failed")
@@ -393,3 +408,96 @@ def test_names_are_taken_within_the_tar_that_a_table_says(tmp_path: Path, bring_
     report = bring_in("t.jsonl", "--config", "c.yaml")
     assert counted(report) == {"imported": 1, "ambiguous": 1}
     assert captions() == {"b.tar/1.png": ["b"]}
+
+
+def test_only_what_there_are_texts_for_joins_the_run(tmp_path: Path, bring_in: Import) -> None:
+    """Else `run --limit` would have no say any more, nor `run --existing skip`."""
+    make_images(tmp_path / "photos", 5)
+    write_jsonl(tmp_path / "t.jsonl", [{"path": "003.png", "text": "a"}])
+    bring_in("t.jsonl", "--dataset", "photos")
+    findings = verify(Path("results"))
+    assert (findings.listed, findings.captioned, findings.breaches) == (1, 1, [])
+
+
+def test_rows_that_failed_where_they_were_made_bring_nothing(
+    tmp_path: Path, bring_in: Import
+) -> None:
+    make_images(tmp_path / "photos", 2)
+    rows = [
+        {"path": "000.png", "text": "half of it", "status": "failed", "error": "cut off"},
+        {"path": "001.png", "text": "", "error": "unreadable"},
+    ]
+    write_jsonl(tmp_path / "t.jsonl", rows)
+    report = bring_in("t.jsonl", "--dataset", "photos", code=1)
+    assert counted(report) == {"failed": 2}
+    assert report["examples"]["failed"] == [
+        "t.jsonl:1 (000.png): cut off",
+        "t.jsonl:2 (001.png): unreadable",
+    ]
+    assert not Path("results").exists()
+
+
+def test_one_field_can_be_overwritten_and_the_others_stay(tmp_path: Path, bring_in: Import) -> None:
+    make_images(tmp_path / "photos", 2)
+    (tmp_path / "c.yaml").write_text(STAGES)
+    rows = [{"path": f"00{n}.png", "a": f"long {n}", "b": f"short {n}"} for n in range(2)]
+    write_jsonl(tmp_path / "t.jsonl", rows)
+    config = ("--config", "c.yaml")
+
+    def fields() -> dict[str, tuple[list[str], list[str]]]:
+        found = rows_by_name(Path("results"))
+        return {name: (row["long"], row["short"]) for name, row in found.items()}
+
+    bring_in("t.jsonl", *config, "--caption-column", "a", "--field", "long")
+    assert fields() == {"000.png": (["long 0"], []), "001.png": (["long 1"], [])}
+    short = ("t.jsonl", *config, "--caption-column", "b")
+    assert counted(bring_in(*short)) == {"kept": 2}
+    assert counted(bring_in(*short, "--existing", "overwrite", "--dry-run")) == {"replaced": 2}
+    assert counted(bring_in(*short, "--existing", "overwrite")) == {"replaced": 2}
+    both = {"000.png": (["long 0"], ["short 0"]), "001.png": (["long 1"], ["short 1"])}
+    assert fields() == both
+    assert counted(bring_in(*short, "--existing", "overwrite")) == {"kept": 2}
+    pairs = (
+        "--caption-column",
+        "a",
+        "--field",
+        "long",
+        "--caption-column",
+        "b",
+        "--field",
+        "short",
+    )
+    assert counted(bring_in("t.jsonl", *config, *pairs)) == {"kept": 2}
+    assert verify(Path("results")).breaches == []
+
+
+class Between:
+    """Have an item of the run stand between two stages."""
+
+    def prepare(self) -> None: ...
+
+    def apply(self, connection: sqlite3.Connection) -> None:
+        row = {"item_index": 1, "stage_stats": []}
+        store_partials(connection, SHARD, 1, 0, [row], credit=Credit("w", "c"))
+
+
+def test_an_item_between_stages_is_done_with_its_caption(photos: Path, bring_in: Import) -> None:
+    path = make_image(photos / "001.png", 1)
+    write_jsonl(photos.parent / "t.jsonl", [{"path": "000.png", "text": "a"}])
+    bring_in("t.jsonl", "--dataset", "photos")
+
+    async def leave_between() -> None:
+        store = RunStore(Path("results"))
+        store.start(lambda _trouble: None)
+        facts = path.stat()
+        entry = CatalogEntry(1, b"001.png", facts.st_size, facts.st_mtime_ns)
+        await store.write(AppendItems(SHARD, [entry]))
+        await store.write(Between())
+        await store.close()
+
+    asyncio.run(leave_between())
+    assert verify(Path("results")).between == 1
+    write_jsonl(photos.parent / "t.jsonl", [{"path": "001.png", "text": "b"}])
+    assert counted(bring_in("t.jsonl", "--dataset", "photos")) == {"imported": 1}
+    findings = verify(Path("results"))
+    assert (findings.between, findings.captioned, findings.breaches) == (0, 2, [])
