@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shlex
 import sqlite3
 from collections.abc import Iterator, Mapping
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, gettempdir
 from typing import Any, Final
 
 from caption_flow.cli.configuration import load_or_refuse
@@ -37,13 +38,15 @@ _ENDINGS: Final = {
     "replaced": "failed in the run until now, or --existing overwrite",
     "kept": "captioned in the run already",
     "unmatched": "of no image of the dataset",
-    "ambiguous": "could be several images', or say different things of one",
+    "ambiguous": "could be several images', or say different things of one (--repeated)",
     "repeated": "of an image that another row has a caption for",
     "empty": "without a text",
     "failed": "failed where they were made",
     "refused": "cannot be stored",
 }
 """How rows end, in the order in which people are told, and what that means."""
+
+_DONE: Final = ("imported", "replaced", "kept")
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,27 +103,34 @@ def _bring_in(request: ImportRequest) -> None:
             measure if request.hashes else None,
             request.dry_run,
         )
-        with TemporaryDirectory(prefix="caption-flow-import-") as scratch, ExportProgress() as bar:
+        with _scratch() as scratch, ExportProgress() as bar:
             is_local = config.dataset.processor_type == LOCAL
             roots = (dataset, _folder_of(request.source), Path()) if is_local else ()
-            counts_rows = config.dataset.processor_type == HUB
-            matcher = Matcher(Path(scratch), roots, counts_rows=counts_rows)
+            # A number that nobody called a row's is a name like others: positions are no identity.
+            counts_rows = config.dataset.processor_type == HUB and bool(request.filename_columns)
+            matcher = Matcher(scratch, roots, counts_rows=counts_rows)
             with closing(matcher):
                 work = Import(plan, matcher, bar.advance)
                 work.check()
                 rows = _rows(request, reading, config, output_fields, default)
-                _put(matcher, rows)
+                matcher.put_rows(rows)
                 bar.writing("import", matcher.rows)
                 asyncio.run(work.carry_out())
                 _report(request, config, reading, matcher, work.passed_over)
 
 
-def _put(matcher: Matcher, rows: Iterator[Incoming | PassedOver]) -> None:
+@contextmanager
+def _scratch() -> Iterator[Path]:
+    """Have a temporary folder, and end the command with a sentence where it has no room."""
     try:
-        matcher.put_rows(rows)
+        with TemporaryDirectory(prefix="caption-flow-import-") as folder:
+            yield Path(folder)
     except sqlite3.OperationalError as error:
+        if error.sqlite_errorcode & 0xFF not in {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR}:
+            raise
         raise CommandFailed(
-            f"the temporary folder cannot hold what is imported ({error}): TMPDIR names another"
+            f"the temporary folder {for_people(gettempdir())} has no room for what is imported "
+            f"({error}): TMPDIR names another; what has been imported so far stays"
         ) from error
 
 
@@ -282,7 +292,7 @@ def _report(
         _print(request, config, reading, matcher)
         for shard, reason in passed_over.items():
             print(f"Note: {for_people(shard)} cannot be read: {for_people(reason)}")
-    if not any(account.counts[ending] for ending in ("imported", "replaced", "kept")):
+    if not any(account.counts[ending] for ending in _DONE):
         raise CommandFailed(_nothing(matcher, account, config))
 
 
@@ -302,6 +312,17 @@ def _print(
             print(f"  {ending:<10} {account.counts[ending]:,}{told}")
             _print_examples(account, ending)
     print(f"  results    {data_dir}")
+    if not request.dry_run and any(account.counts[one] for one in _DONE):
+        print(f"  next       {_next(request)}")
+
+
+def _next(request: ImportRequest) -> str:
+    """Return the command that captions what is left."""
+    folder = request.dataset or (request.source if request.config is None else None)
+    words = ["caption-flow", "run", *([str(folder)] if folder else [])]
+    for option, value in (("--config", request.config), ("--data-dir", request.data_dir)):
+        words += [option, str(value)] if value else []
+    return f"{for_people(shlex.join(words))}  (captions what is left)"
 
 
 def _print_examples(account: Account, ending: str) -> None:

@@ -396,6 +396,36 @@ def test_a_phone_s_picture_is_measured_upright(photos: Path, bring_in: Import) -
     assert found["no_picture.jpg"]["content_hash"] == content_hash(photos / "no_picture.jpg")
 
 
+def test_files_need_not_be_read(photos: Path, bring_in: Import) -> None:
+    write_jsonl(photos.parent / "t.jsonl", [{"path": "000.png", "text": "a"}])
+    bring_in("t.jsonl", "--dataset", "photos", "--no-hash")
+    (row,) = rows_by_name(Path("results")).values()
+    assert (row["content_hash"], row["image_width"], row["captions"]) == (None, None, ["a"])
+
+
+def test_it_says_what_to_do_next(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (photos / "000.txt").write_text("a")
+    assert main(["import", "photos", *RESULTS]) == 0
+    assert "caption-flow run photos --data-dir results" in capsys.readouterr().out
+
+
+def test_a_full_temporary_folder_is_told_of(
+    photos: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_jsonl(photos.parent / "t.jsonl", [{"path": "000.png", "text": "a" * 9000}])
+    connect = sqlite3.connect
+
+    def small(path: Any, **options: Any) -> sqlite3.Connection:
+        connection: sqlite3.Connection = connect(path, **options)
+        if Path(path).name == "matching.sqlite3":
+            connection.execute("PRAGMA max_page_count = 2")
+        return connection
+
+    monkeypatch.setattr(sqlite3, "connect", small)
+    assert main(["import", "t.jsonl", "--dataset", "photos", *RESULTS]) == 1
+    assert "TMPDIR names another" in capsys.readouterr().err
+
+
 def test_names_are_taken_within_the_tar_that_a_table_says(tmp_path: Path, bring_in: Import) -> None:
     for shard in ("a.tar", "b.tar"):
         write_tar(tmp_path / "set" / shard, [("1.png", b"x"), ("2.png", shard.encode())])
