@@ -171,7 +171,8 @@ def import_captions(
     configure_logging("import", verbose=verbose, quiet=True)
     if not source.exists():
         usage_error(f"there is no file or folder {for_people(source)}")
-    columns = {"--caption-column": caption_column, "--filename-column": filename_column}
+    if not text_suffix:
+        usage_error("--text-suffix: text files have one, such as .txt")
     if len(field or ()) > 1 and len(field or ()) != len(caption_column or ()):
         usage_error("each --field needs its --caption-column, in the same order")
     if len(caption_column or ()) > 1 and len(field or ()) != len(caption_column or ()):
@@ -186,8 +187,8 @@ def import_captions(
             config=config,
             data_dir=data_dir,
             format=None if format_ is None else format_.value,
-            caption_columns=tuple(columns["--caption-column"] or ()),
-            filename_columns=tuple(columns["--filename-column"] or ()),
+            caption_columns=tuple(caption_column or ()),
+            filename_columns=tuple(filename_column or ()),
             fields=tuple(field or ()),
             lines=None if lines is None else lines is Lines.SPLIT,
             text_suffix=text_suffix,

@@ -116,7 +116,7 @@ def _bring_in(request: ImportRequest) -> None:
                 matcher.put_rows(rows)
                 bar.writing("import", matcher.rows)
                 asyncio.run(work.carry_out())
-                _report(request, config, reading, matcher, work.passed_over)
+        _report(request, config, reading, matcher, work.passed_over)
 
 
 @contextmanager

@@ -35,6 +35,7 @@ _SHARD: Final = "shard"
 _STATUS: Final = ("status", "error")
 _FORMULA_STARTS: Final = ("=", "+", "-", "@", "\t", "\r")
 _SHOWN: Final = 60
+_MOST_ROWS: Final = 2**62
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,19 +168,21 @@ def _names(origin: str, record: Record, columns: Sequence[str], *, is_csv: bool)
         if isinstance(value, str):
             value = _without_guard(value) if is_csv else value
             yield from _forms(value, is_raw=column == _RAW)
-        elif isinstance(value, bytes) or (isinstance(value, int) and not isinstance(value, bool)):
+        elif isinstance(value, int) and not isinstance(value, bool):
+            yield value if abs(value) < _MOST_ROWS else str(value)
+        elif isinstance(value, bytes):
             yield value
         elif len(columns) == 1:
             raise IncomingError(f"{origin}: column {column!r} names no image: {_show(value)}")
 
 
-def _with_shard(shard: Any, names: Sequence[Name]) -> Iterator[str]:
+def _with_shard(shard: Any, names: Sequence[Name]) -> Iterator[Name]:
     """Yield names within the tar that a table says beside them: in others they may be, too."""
     if not isinstance(shard, str) or not shard.endswith(".tar"):
         return
     for name in names:
         if isinstance(name, str) and not name.startswith(f"{shard}/"):
-            yield f"{shard}/{name}"
+            yield _encodable(f"{shard}/{name}")
 
 
 def _forms(name: str, *, is_raw: bool) -> Iterator[Name]:

@@ -93,7 +93,8 @@ class Account:
             return
         shown = self.examples.setdefault(ending, [])
         if len(shown) < SHOWN:
-            shown.append(f"{origin}: {reason}" if reason else origin)
+            example = f"{origin}: {reason}" if reason else origin
+            shown.append(example.encode("utf-8", "backslashreplace").decode())
 
 
 class Matcher:
@@ -231,6 +232,8 @@ class Matcher:
                 return
 
     def _within(self, path: bytes) -> Iterator[bytes]:
+        if b"\0" in path:
+            return  # no file is called so, and some Pythons cut it off there
         if not path.startswith(b"/"):
             yield os.path.normpath(path)
         if self._roots:

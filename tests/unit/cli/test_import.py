@@ -396,6 +396,16 @@ def test_a_phone_s_picture_is_measured_upright(photos: Path, bring_in: Import) -
     assert found["no_picture.jpg"]["content_hash"] == content_hash(photos / "no_picture.jpg")
 
 
+def test_names_that_no_file_can_have_are_of_no_image(photos: Path, bring_in: Import) -> None:
+    names = ("000.png\0.png", "\ud83d.png", 10**30, -1, "/", ".", "..", "../000.png", "a/" * 300)
+    rows = [{"path": name, "text": "a", "shard": "\ud83d.tar"} for name in names]
+    rows += [{"path": "\ud83d", "text": "", "error": "half \ud83d"}]
+    write_jsonl(photos.parent / "t.jsonl", rows)
+    report = bring_in("t.jsonl", "--dataset", "photos", "--dry-run")
+    assert counted(report) == {"imported": 1, "unmatched": len(names) - 1, "failed": 1}
+    assert report["examples"]["failed"] == ["t.jsonl:10 (\\xed\\xa0\\xbd): half \\ud83d"]
+
+
 def test_files_need_not_be_read(photos: Path, bring_in: Import) -> None:
     write_jsonl(photos.parent / "t.jsonl", [{"path": "000.png", "text": "a"}])
     bring_in("t.jsonl", "--dataset", "photos", "--no-hash")
