@@ -292,7 +292,7 @@ def rows_on_disk(data_dir: Path) -> int:
     return 0
 
 
-def test_killed_and_given_again_it_is_whole(tmp_path: Path) -> None:
+def test_interrupted_killed_and_given_again_it_is_whole(tmp_path: Path) -> None:
     count = 6000
     (tmp_path / "photos").mkdir()
     for number in range(count):  # no picture is decoded
@@ -300,9 +300,16 @@ def test_killed_and_given_again_it_is_whole(tmp_path: Path) -> None:
     rows = [{"filename": f"{n:05}.png", "caption": f"text {n}"} for n in range(count)]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "t.parquet")
     arguments = ("import", "t.parquet", "--dataset", "photos", *RESULTS)
+    results = tmp_path / "results"
     with running(*arguments, cwd=tmp_path) as process:
-        results = tmp_path / "results"
         eventually(lambda: rows_on_disk(results) > 0, lambda: process.said, seconds=60)
+        process.interrupt()
+        interrupted = process.ends()
+    assert interrupted.code == 130
+    assert "the same command goes on from here" in interrupted.errors[-1]
+    before = rows_on_disk(results)
+    with running(*arguments, cwd=tmp_path) as process:
+        eventually(lambda: rows_on_disk(results) > before, lambda: process.said, seconds=60)
         process.kill()
         assert process.ends().code == -9
     partly = verify(tmp_path)

@@ -16,7 +16,7 @@ from typing import Any, Final
 from caption_flow.cli.configuration import load_or_refuse
 from caption_flow.cli.export_progress import ExportProgress
 from caption_flow.cli.exporting import print_json
-from caption_flow.cli.failures import CommandFailed, usage_error
+from caption_flow.cli.failures import EXIT_INTERRUPTED, CommandFailed, usage_error
 from caption_flow.cli.folders import data_dir_beside, for_people
 from caption_flow.cli.stores import storage_failures
 from caption_flow.config.dataset import HUB, LOCAL
@@ -86,6 +86,11 @@ def bring_in(request: ImportRequest) -> None:
         _bring_in(request)
     except (IncomingError, SourceError) as error:
         usage_error(error)
+    except KeyboardInterrupt as error:
+        sentence = (
+            "interrupted: what has been imported stays, and the same command goes on from here"
+        )
+        raise CommandFailed(sentence, EXIT_INTERRUPTED) from error
 
 
 def _bring_in(request: ImportRequest) -> None:
