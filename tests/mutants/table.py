@@ -88,6 +88,9 @@ WORKSPACE: Final = "shared/caption_flow/cli/workspace.py"
 WORKSPACE_TESTS: Final = ("tests/unit/cli/test_workspace.py", "tests/unit/cli/test_job_report.py")
 REPORT: Final = "shared/caption_flow/cli/job_report.py"
 ENTRY_TESTS: Final = ("tests/unit/config/test_multidatabackend.py",)
+MATCHING: Final = "shared/caption_flow/incoming/matching.py"
+IMPORTING: Final = "orchestrator/caption_flow/orchestrator/importing.py"
+IMPORT_TESTS: Final = ("tests/unit/cli/test_import.py",)
 OUTBOX_TESTS: Final = ("tests/unit/worker/test_outbox.py", "tests/property/test_outbox.py")
 
 
@@ -1489,8 +1492,8 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
         "a name that moves the cursor",
         "what workers are called is shown with control characters written out",
         "shared/caption_flow/cli/status_view.py",
-        "*(for_people(text) for text in texts),",
-        "*texts,",
+        '"worker": for_people(worker.name),',
+        '"worker": worker.name,',
         ("tests/unit/cli/test_status_view.py",),
     ),
     _video(
@@ -1971,5 +1974,61 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
         "if content in _NO_PICTURES:",
         "if False:",
         ENTRY_TESTS,
+    ),
+    Mutant(
+        "a guess between two images",
+        "no imported caption goes to one of two images that may be meant",
+        MATCHING,
+        "if len(items) == 1:",
+        "if items:",
+        IMPORT_TESTS,
+    ),
+    Mutant(
+        "another folder's image",
+        "a name with folders is of no image in another folder",
+        MATCHING,
+        'start_of = b"/".join(reversed(parts)) + b"/"',
+        'start_of = parts[-1] + b"/"',
+        IMPORT_TESTS,
+    ),
+    Mutant(
+        "import lists all images",
+        "an import adds only what it has texts for to a folder's run",
+        IMPORTING,
+        "skip=(lambda path: not self._matcher.has(path)) if self._is_local else None",
+        "skip=None",
+        IMPORT_TESTS,
+    ),
+    Mutant(
+        "imported twice",
+        "importing again adds no second row",
+        IMPORTING,
+        'return "kept" if shard in self.done and position in self.done[shard] else "imported"',
+        'return "imported"',
+        IMPORT_TESTS,
+    ),
+    Mutant(
+        "imported without hash",
+        "an imported image that changes is found out",
+        IMPORTING,
+        "content_hash=content.digest,",
+        "content_hash=None,",
+        IMPORT_TESTS,
+    ),
+    Mutant(
+        "imported over other fields",
+        "overwriting one field leaves the others as they are",
+        IMPORTING,
+        "matcher.amend(match, {**stored, **match.texts})",
+        "matcher.amend(match, match.texts)",
+        IMPORT_TESTS,
+    ),
+    Mutant(
+        "imported between stages",
+        "an item has a row or waits between stages, never both",
+        IMPORTING,
+        "await store.write(ForgetPartials({shard: items}))\n        if not",
+        "pass\n        if not",
+        IMPORT_TESTS,
     ),
 )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable
-from contextlib import closing
 from typing import TYPE_CHECKING, cast
 
 from caption_flow.config.orchestrator import OrchestratorConfig
@@ -12,9 +11,8 @@ from caption_flow.orchestrator.membership import Token, identities_of
 from caption_flow.orchestrator.server.auth import Identity, Role, TokenTable
 from caption_flow.orchestrator.service import Orchestrator, settings_of
 from caption_flow.orchestrator.sources.base import RunFolder, Source
-from caption_flow.orchestrator.sources.registry import source_for
+from caption_flow.orchestrator.sources.registry import refuse_other_dataset, source_for
 from caption_flow.orchestrator.steering import Configuration, Configured
-from caption_flow.storage.database import open_for_reading, read_meta
 from caption_flow.storage.store import RunStore
 from caption_flow.storage.writer import Write
 
@@ -47,7 +45,7 @@ async def assemble(
     """
     kind = source_for(config.dataset.processor_type)
     await asyncio.to_thread(kind.check, config.dataset)
-    await asyncio.to_thread(_check_same_dataset, config)
+    await asyncio.to_thread(refuse_other_dataset, config.dataset, config.storage.data_dir)
     store = await asyncio.to_thread(RunStore, config.storage.data_dir)
     try:
         source = await asyncio.to_thread(_open_source, config, store, limit, skip)
@@ -71,19 +69,6 @@ async def assemble(
         stays_paused=stays_paused,
         configured=None if read_again is None else Configured(config, read_again),
     )
-
-
-def _check_same_dataset(config: OrchestratorConfig) -> None:
-    """Look before the folder is opened: whoever is refused has changed nothing."""
-    data_dir = config.storage.data_dir
-    connection = open_for_reading(data_dir)
-    if connection is None:
-        return
-    with closing(connection):
-        remembered = read_meta(connection, "dataset")
-    if remembered is not None:
-        source = source_for(config.dataset.processor_type)
-        source.check_same(config.dataset, remembered, data_dir)
 
 
 def _open_source(

@@ -54,6 +54,9 @@ COMMANDS: Final[dict[str, Command]] = {
     "export": Command(
         "export", "export", "Write a run's captions as txt, json, jsonl, csv or parquet."
     ),
+    "import": Command(
+        "import_captions", "import_captions", "Bring in captions that were made elsewhere."
+    ),
     "verify": Command("verify", "verify", "Check every promise on what lies on disk."),
     "scan-chunks": Command("verify", "scan_chunks", "The older name of `verify`."),
     "auth": Command("auth", "auth", "Let people into a run, and out again, while it goes on."),

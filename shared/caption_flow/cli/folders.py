@@ -9,9 +9,16 @@ from typing import Final
 
 from caption_flow.cli.failures import usage_error
 
+DATA_FOLDER: Final = ".caption-flow"
 _UNPRINTABLE: Final = re.compile(
     r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
 )
+
+
+def data_dir_beside(path: Path) -> Path:
+    """Return where the results of a folder go: a sibling, so that the dataset stays a dataset."""
+    folder = Path(os.path.abspath(path.expanduser()))  # noqa: PTH100  -- resolve() follows links
+    return folder.parent / DATA_FOLDER / (folder.name or "root")
 
 
 def refuse_unwritable(folder: Path, way_out: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
@@ -15,7 +14,7 @@ from caption_flow.cli.configuration import WorkersOfRun, load_or_refuse, workers
 from caption_flow.cli.crew import KEY_VARIABLE
 from caption_flow.cli.engines import EngineKind, check_engine, check_video, require_vllm
 from caption_flow.cli.failures import usage_error
-from caption_flow.cli.folders import for_people
+from caption_flow.cli.folders import DATA_FOLDER, data_dir_beside, for_people
 from caption_flow.cli.gpus import Shares, choose_gpus
 from caption_flow.cli.logs import configure_logging
 from caption_flow.cli.plan import Plan
@@ -37,7 +36,6 @@ from caption_flow.worker.core.placement import gpus_needed
 
 DEFAULT_MODEL: Final = "Qwen/Qwen2.5-VL-3B-Instruct"
 DEFAULT_PROMPT: Final = "Describe this image in detail."
-DATA_FOLDER: Final = ".caption-flow"
 
 
 class VideoAs(StrEnum):
@@ -360,7 +358,7 @@ def _results_flags(
     if place is not None:
         return {}
     # The path decides where results go, also when a file names another place.
-    folder = data_dir or (None if path is None else _data_dir_beside(path))
+    folder = data_dir or (None if path is None else data_dir_beside(path))
     return {} if folder is None else {"storage.data_dir": str(folder)}
 
 
@@ -373,12 +371,6 @@ def _recipe_flags(prompts: list[str] | None, model: str | None, *, is_all: bool)
         }
     flags: dict[str, Any] = {} if model is None else {"vllm.model": model}
     return flags | ({"vllm.inference_prompts": prompts, "vllm.stages": None} if prompts else {})
-
-
-def _data_dir_beside(path: Path) -> Path:
-    """Return where the results of a folder go: a sibling, so that the dataset stays a dataset."""
-    folder = Path(os.path.abspath(path.expanduser()))  # noqa: PTH100  -- resolve() follows links
-    return folder.parent / DATA_FOLDER / (folder.name or "root")
 
 
 def _rehearsal(config: OrchestratorConfig, path: Path | None) -> OrchestratorConfig:
@@ -398,7 +390,7 @@ def _rehearsal(config: OrchestratorConfig, path: Path | None) -> OrchestratorCon
     vllm = config.vllm.model_copy(update={"model": SYNTHETIC_MODEL, "stages": stages})
     storage = config.storage
     if path is not None:
-        beside = _data_dir_beside(path)
+        beside = data_dir_beside(path)
         elsewhere = beside.with_name(f"{beside.name}.synthetic")
         storage = storage.model_copy(update={"data_dir": elsewhere})
     return config.model_copy(update={"vllm": vllm, "storage": storage})

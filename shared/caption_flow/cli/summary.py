@@ -16,6 +16,7 @@ from caption_flow.cli.folders import for_people
 from caption_flow.cli.passed_over import told
 from caption_flow.cli.plan import Plan, videos_skipped
 from caption_flow.cli.progress_view import duration, rate
+from caption_flow.incoming.captions import IMPORT_WORKER
 from caption_flow.orchestrator.core.progress import Progress
 from caption_flow.storage.exporter.report import ExportReport
 from caption_flow.storage.parts import count_flags
@@ -43,10 +44,11 @@ class Failure:
 
 @dataclass(slots=True)
 class Findings:
-    """What the rows say: the first failures, flags, and how many rows another recipe made."""
+    """What the rows say: the first failures, flags, how many are another recipe's or imported."""
 
     failures: list[Failure] = field(default_factory=list)
     of_other_recipes: int = 0
+    imported: int = 0
     flags: Counter[str] = field(default_factory=Counter)
     flagged: int = 0
 
@@ -82,11 +84,14 @@ def look_at_rows(plan: Plan) -> Findings:
     findings = Findings()
     recipe = plan.config.recipe()
     ours = pa.array([recipe.fingerprint, recipe.video_fingerprint])
-    columns = ["filename", "item_key", "status", "error_kind", "error", "recipe", "flags"]
+    columns = ["filename", "item_key", "status", "error_kind", "error", "recipe"]
+    columns += ["worker", "flags"]
     with closing(StorageReader(plan.data_dir)) as reader:
         for batch in reader.batches(None, columns) if reader.columns else ():
-            of_others = pc.sum(pc.invert(pc.is_in(batch.column("recipe"), ours))).as_py()
-            findings.of_other_recipes += of_others or 0
+            made = batch.column("recipe").drop_null()  # none made what was imported
+            findings.of_other_recipes += pc.sum(pc.invert(pc.is_in(made, ours))).as_py() or 0
+            imported = pc.equal(batch.column("worker"), IMPORT_WORKER)
+            findings.imported += pc.sum(imported).as_py() or 0
             findings.flags.update(count_flags(batch))
             lengths = pc.fill_null(pc.list_value_length(batch.column("flags")), 0)
             findings.flagged += pc.sum(pc.greater(lengths, 0)).as_py() or 0
@@ -110,7 +115,8 @@ def summary(
     if not progress.done and not outcome.left_out:
         yield _line("logs", for_people(plan.logs))
         return
-    yield _line("captioned", f"{progress.captioned:,}")
+    imported = f"  ({findings.imported:,} of them imported)" if findings.imported else ""
+    yield _line("captioned", f"{progress.captioned:,}{imported}")
     yield _line("failed", f"{progress.failed:,}{_kinds(progress.failures)}")
     if progress.passed_over:
         yield _line("not read", f"{_shards(progress)}, or not wholly")

@@ -6,12 +6,16 @@ Kinds that are not here are looked for among those that installed packages bring
 
 from __future__ import annotations
 
+from contextlib import closing
 from importlib import import_module
 from importlib.metadata import EntryPoint
+from pathlib import Path
 from typing import Final
 
+from caption_flow.config.dataset import DatasetConfig
 from caption_flow.config.plugins import plugged_in
 from caption_flow.orchestrator.sources.base import Source, SourceError
+from caption_flow.storage.database import open_for_reading, read_meta
 
 _HERE: Final = "caption_flow.orchestrator.sources"
 _SOURCES: Final = {
@@ -33,6 +37,22 @@ def source_for(kind: str) -> type[Source]:
     module, name = _SOURCES[kind]
     source: type[Source] = getattr(import_module(module), name)
     return source
+
+
+def refuse_other_dataset(dataset: DatasetConfig, data_dir: Path) -> None:
+    """Look before a run's folder is opened: whoever is refused has changed nothing; blocking.
+
+    Raises:
+        SourceError: the folder is about another dataset.
+        StorageError: its ledger cannot be read.
+    """
+    connection = open_for_reading(data_dir)
+    if connection is None:
+        return
+    with closing(connection):
+        remembered = read_meta(connection, "dataset")
+    if remembered is not None:
+        source_for(dataset.processor_type).check_same(dataset, remembered, data_dir)
 
 
 def _loaded(kind: str, plugged: EntryPoint) -> type[Source]:

@@ -13,7 +13,7 @@ import io
 import math
 import warnings
 from dataclasses import dataclass
-from typing import Final
+from typing import BinaryIO, Final
 
 from PIL import ExifTags, Image, UnidentifiedImageError
 
@@ -134,6 +134,27 @@ def prepare(
         raise _diagnose(error, data) from error
 
 
+def measure(file: BinaryIO) -> tuple[int, int, str] | None:
+    """Return width, height and format that `prepare` would tell of a file, by its header alone.
+
+    None where the header tells none; whether the picture can be decoded, nobody has looked.
+    """
+    _keep_pillow_quiet(DEFAULT_MAX_PIXELS_IN)
+    try:
+        with Image.open(file, formats=_formats()) as image:
+            width, height = image.size
+            if _TURNS.get(_orientation(image)) in _SWAPS_SIDES:
+                width, height = height, width
+            return width, height, _kind_of(image)
+    except Exception:  # noqa: BLE001  -- decoders raise whatever their parsing trips over
+        return None
+
+
+def _kind_of(file: Image.Image) -> str:
+    # A JPEG from a phone may be called MPO: a JPEG with more pictures behind the first.
+    return "JPEG" if file.format == "MPO" else file.format or "unknown"
+
+
 def _keep_pillow_quiet(max_pixels_in: int) -> None:
     """Make the limits of this module the ones that count, and Pillow's warnings nobody's problem.
 
@@ -165,8 +186,7 @@ def _add_heif() -> None:
 def _load(data: bytes, max_pixels_in: int, max_pixels_out: int | None) -> LoadedImage:
     _check_size(largest_icon(data), MOST_PIXELS_OF_ICONS)
     with Image.open(io.BytesIO(data), formats=_formats()) as file:
-        # A JPEG from a phone may be called MPO: a JPEG with more pictures behind the first.
-        kind = "JPEG" if file.format == "MPO" else file.format or "unknown"
+        kind = _kind_of(file)
         with MEMORY.taken(_affordable(file, data, max_pixels_in)):
             pixels, size = _upright(file, max_pixels_in, max_pixels_out)
     prepared = PreparedImage(pixels=pixels, content_hash=content_hash(data))
