@@ -160,7 +160,7 @@ def _configuration(request: ImportRequest) -> OrchestratorConfig:
     if request.config is None:
         # What is not said is not decided here: the rows are of no recipe.
         overrides |= {"vllm.model": "unknown", "vllm.inference_prompts": ["unknown"]}
-    return load_or_refuse(request.config, overrides)
+    return load_or_refuse(request.config, overrides).config
 
 
 def _fields(request: ImportRequest, config: OrchestratorConfig) -> tuple[tuple[str, ...], str]:
