@@ -190,10 +190,11 @@ class _Workers:
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         unbounded = options.update(max_width=_ANY_WIDTH)
-        for count in range(len(_LEAST_WANTED) + 1):
-            table = self._without(_LEAST_WANTED[:count])
+        table = self._without(())
+        for count in range(1, len(_LEAST_WANTED) + 1):
             if console.measure(table, options=unbounded).maximum <= options.max_width:
                 break
+            table = self._without(_LEAST_WANTED[:count])
         yield table
 
     def _without(self, left_out: Sequence[str]) -> Table:
