@@ -1,0 +1,57 @@
+"""Which rows a text is in, as people search: any case, any spelling of an accented letter."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Final
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from caption_flow.protocol.rows import TEXTS
+
+_NAMES: Final = ("filename", "item_key", "error")
+
+
+@dataclass(frozen=True, slots=True)
+class Search:
+    """Rows that have ``text`` in a caption, in the item's name or in the reason of its failure.
+
+    Only captions of ``fields`` are looked at, or of all fields if none is named.
+    """
+
+    text: str
+    fields: frozenset[str] = frozenset()
+
+    def reads(self, present: Collection[str], output_fields: Collection[str]) -> list[str]:
+        """Return the columns that are looked at, of those there are."""
+        wanted = self.fields or frozenset(output_fields)
+        return [name for name in present if name in _NAMES or name in wanted]
+
+    def holds(self, batch: pa.RecordBatch) -> pa.Array:
+        """Return for each row of a batch of such columns whether the text is in it."""
+        found = pa.array([False] * batch.num_rows)
+        for name in batch.schema.names:
+            if name in _NAMES or batch.schema.field(name).type == TEXTS:
+                found = pc.or_(found, self._is_in(batch.column(name)))
+        return found
+
+    def _is_in(self, column: pa.Array) -> pa.Array:
+        if column.type != TEXTS:
+            return pc.fill_null(self._in_texts(column), False)
+        rows = pc.list_parent_indices(column)
+        hits = pc.unique(rows.filter(pc.fill_null(self._in_texts(pc.list_flatten(column)), False)))
+        return pc.is_in(pa.array(range(len(column)), rows.type), value_set=hits)
+
+    def _in_texts(self, texts: pa.Array) -> pa.Array:
+        # File systems differ in whether an accented letter is one character or two.
+        found = None
+        for form in {
+            unicodedata.normalize("NFC", self.text),
+            unicodedata.normalize("NFD", self.text),
+        }:
+            hit = pc.match_substring(texts, form, ignore_case=True)
+            found = hit if found is None else pc.or_(found, hit)
+        return found
