@@ -32,7 +32,7 @@ class Search:
 
     def holds(self, batch: pa.RecordBatch) -> pa.Array:
         """Return for each row of a batch of such columns whether the text is in it."""
-        found = pa.array([False] * batch.num_rows)
+        found = pa.array([False] * batch.num_rows, pa.bool_())
         for name in batch.schema.names:
             if name in _NAMES or batch.schema.field(name).type == TEXTS:
                 found = pc.or_(found, self._is_in(batch.column(name)))
