@@ -54,6 +54,7 @@ COMMANDS: Final[dict[str, Command]] = {
     "export": Command(
         "export", "export", "Write a run's captions as txt, json, jsonl, csv or parquet."
     ),
+    "view": Command("view", "view", "Look through a run's images and captions in the terminal."),
     "verify": Command("verify", "verify", "Check every promise on what lies on disk."),
     "scan-chunks": Command("verify", "scan_chunks", "The older name of `verify`."),
     "auth": Command("auth", "auth", "Let people into a run, and out again, while it goes on."),
