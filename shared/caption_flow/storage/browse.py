@@ -10,6 +10,7 @@ retry takes rows out. `RowIndex.position_of` finds an item again.
 
 from __future__ import annotations
 
+import datetime as dt
 import json
 import sqlite3
 import threading
@@ -39,12 +40,14 @@ from caption_flow.storage.database import (
 from caption_flow.storage.errors import StorageError
 from caption_flow.storage.parts import read_batches, read_schema
 from caption_flow.storage.schema import StoredBatch, complete, conform, output_fields_of, unify
-from caption_flow.storage.search import Search
+from caption_flow.storage.search import Search, numbered
 
 T = TypeVar("T")
 
 _ROWS_AT_ONCE: Final = 1024
 _POSITION: Final = "caption_flow.position"
+_WHEN: Final = "committed_at"
+_EPOCH: Final = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 _BATCH: Final = """
 SELECT batch, shard, chunk_first, contributor, worker, committed_at, rows FROM batches
 WHERE batch = ?
@@ -217,8 +220,8 @@ class RowIndex:
                 continue
             try:
                 for start, batch in self._batches(stretch, None):
-                    places = [at - start for at in self._hits(wanted, start, batch)]
-                    yield from rows_of(batch.take(pa.array(places, pa.int64())))
+                    chosen = self._chosen(wanted, start, batch)
+                    yield from _in_python(chosen.drop_columns([_POSITION]))
             except _GoneError as error:
                 raise StorageError(
                     f"{error} (it was replaced meanwhile: look once more)"
@@ -272,7 +275,7 @@ class RowIndex:
         if page is None or page[0] != stretch or not 0 <= position - page[1] < page[2].num_rows:
             page = self._read_page(stretch, position)
             self._page = page
-        return next(rows_of(page[2].slice(position - page[1], 1)))
+        return next(_in_python(page[2].slice(position - page[1], 1)))
 
     def _read_page(self, stretch: Stretch, position: int) -> tuple[Stretch, int, pa.RecordBatch]:
         for start, batch in self._batches(stretch, None):
@@ -343,15 +346,19 @@ class RowIndex:
 
     def _hits(self, wanted: Wanted, start: int, batch: pa.RecordBatch) -> list[int]:
         """Return the numbers of a batch's wanted rows, the first of which has number ``start``."""
+        hits: list[int] = self._chosen(wanted, start, batch).column(_POSITION).to_pylist()
+        return hits
+
+    def _chosen(self, wanted: Wanted, start: int, batch: pa.RecordBatch) -> pa.RecordBatch:
+        """Return a batch's wanted rows with a column of their numbers."""
         if wanted.choice.condition is not None and self._schema is not None:
             batch = conform(batch, self._schema)
-        numbers = pa.array(range(start, start + batch.num_rows), pa.int64())
+        numbers = numbered(start, batch.num_rows)
         chosen = wanted.choice.of(batch.append_column(_POSITION, numbers))
-        if wanted.search is not None:
-            names = wanted.search.reads(chosen.schema.names, self.output_fields)
-            chosen = chosen.filter(wanted.search.holds(chosen.select(names)))
-        hits: list[int] = chosen.column(_POSITION).to_pylist()
-        return hits
+        if wanted.search is None:
+            return chosen
+        names = wanted.search.reads(chosen.schema.names, self.output_fields)
+        return chosen.filter(wanted.search.holds(chosen.select(names)))
 
     def _find(self, shard: str, item_index: int) -> int | None:
         for stretch in self._stretches_with(shard, item_index):
@@ -383,11 +390,11 @@ class RowIndex:
 
     def _some_schema(self) -> pa.Schema | None:
         """Return the schema of the first and the last part, or of a batch where there is none."""
-        files = [one for one in self._stretches if one.file is not None]
+        files = [one.file for one in self._stretches if one.file is not None]
         try:
             schemas = [
-                read_schema(self._data_dir / PARTS_FOLDER / str(one.file))
-                for one in dict.fromkeys((*files[:1], *files[-1:]))
+                read_schema(self._data_dir / PARTS_FOLDER / file)
+                for file in dict.fromkeys((*files[:1], *files[-1:]))
             ]
             waiting = [one for one in self._stretches[-1:] if one.file is None]
             schemas += [self._waiting(one).schema for one in waiting]
@@ -406,6 +413,15 @@ def _stretches(connection: sqlite3.Connection) -> Generator[Stretch]:
             if count:
                 yield Stretch(first, count, kinds, file=file, batch=batch)
                 first += count
+
+
+def _in_python(batch: pa.RecordBatch) -> Generator[Row]:
+    """Yield rows as `rows_of` does, without Arrow's way to times: it imports pandas, a second."""
+    since = batch.column(_WHEN).cast(pa.int64()).to_pylist()
+    rows = rows_of(batch.drop_columns([_WHEN]))
+    for row, microseconds in zip(rows, since, strict=True):
+        row[_WHEN] = _EPOCH + dt.timedelta(microseconds=microseconds)
+        yield row
 
 
 def _of(columns: Sequence[str], schema: pa.Schema) -> list[str]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import unicodedata
+from array import array
 from collections.abc import Collection
 from dataclasses import dataclass
+from functools import reduce
 from typing import Final
 
 import pyarrow as pa
@@ -13,6 +15,15 @@ import pyarrow.compute as pc
 from caption_flow.protocol.rows import TEXTS
 
 _NAMES: Final = ("filename", "item_key", "error")
+
+
+def numbered(first: int, count: int) -> pa.Array:
+    """Return so many numbers from ``first`` on.
+
+    As bytes: `pa.array` imports pandas where it is installed, which takes a second.
+    """
+    numbers = array("q", range(first, first + count))
+    return pa.Array.from_buffers(pa.int64(), count, [None, pa.py_buffer(numbers)])
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,19 +42,22 @@ class Search:
         return [name for name in present if name in _NAMES or name in wanted]
 
     def holds(self, batch: pa.RecordBatch) -> pa.Array:
-        """Return for each row of a batch of such columns whether the text is in it."""
-        found = pa.array([False] * batch.num_rows, pa.bool_())
-        for name in batch.schema.names:
-            if name in _NAMES or batch.schema.field(name).type == TEXTS:
-                found = pc.or_(found, self._is_in(batch.column(name)))
-        return found
+        """Return for each row of a batch of such columns (at least one) whether it has the text."""
+        return reduce(
+            pc.or_,
+            [
+                self._is_in(batch.column(name))
+                for name in batch.schema.names
+                if name in _NAMES or batch.schema.field(name).type == TEXTS
+            ],
+        )
 
     def _is_in(self, column: pa.Array) -> pa.Array:
         if column.type != TEXTS:
             return pc.fill_null(self._in_texts(column), False)
         rows = pc.list_parent_indices(column)
         hits = pc.unique(rows.filter(pc.fill_null(self._in_texts(pc.list_flatten(column)), False)))
-        return pc.is_in(pa.array(range(len(column)), rows.type), value_set=hits)
+        return pc.is_in(numbered(0, len(column)), value_set=hits)
 
     def _in_texts(self, texts: pa.Array) -> pa.Array:
         # File systems differ in whether an accented letter is one character or two.

@@ -111,7 +111,7 @@ def _control(numbers: str, final: str) -> list[Key | Answer]:
         case "t":
             return _cell(numbers.split(";"))
         case "~":
-            return _named(_BY_NUMBER.get(numbers.split(";")[0]))
+            return _named(_BY_NUMBER.get(numbers.split(";", maxsplit=1)[0]))
         case _:
             return _named(_BY_LETTER.get(final))
 

@@ -177,7 +177,7 @@ def _header(viewer: Viewer, where: str) -> str:
     at = "-" if viewer.position is None else f"{viewer.position + 1:,}"
     said = [
         f" {at} of {viewer.total:,}",
-        f"only those {viewer.filter_words()}" if viewer.has_filter else "",
+        f"only {viewer.filter_words()}" if viewer.has_filter else "",
         f"/{viewer.search}" if viewer.search else "",
         ", ".join(viewer.shown),
         where,
