@@ -18,7 +18,7 @@ import sys
 import termios
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -60,7 +60,7 @@ class Screen:
         cell: tuple[int, int] = (0, 0),
         env: Mapping[str, str] | None = None,
         answers: Mapping[bytes, bytes] | None = None,
-        module: str = "caption_flow.cli",
+        program: Sequence[str] = ("-m", "caption_flow.cli"),
     ) -> None:
         self._ours, theirs = pty.openpty()
         self._cell = cell
@@ -75,9 +75,11 @@ class Screen:
         self.before = termios.tcgetattr(theirs)
         self._theirs = theirs
         self.process = subprocess.Popen(
-            [sys.executable, "-m", module, *arguments],
+            [sys.executable, *program, *arguments],
             cwd=cwd,
-            env=environment(cwd, {"TERM": "xterm-256color", "COLORTERM": "truecolor", **(env or {})}),
+            env=environment(
+                cwd, {"TERM": "xterm-256color", "COLORTERM": "truecolor", **(env or {})}
+            ),
             stdin=theirs,
             stdout=theirs,
             stderr=theirs,
@@ -120,7 +122,10 @@ class Screen:
 
     def shows(self, pattern: str, *, seconds: float = PATIENCE_SECONDS) -> re.Match[str]:
         """Wait until the screen matches, and return the match."""
-        return self.until(lambda: re.search(pattern, self.text, re.MULTILINE), pattern, seconds)
+        found: re.Match[str] = self.until(
+            lambda: re.search(pattern, self.text, re.MULTILINE), pattern, seconds
+        )
+        return found
 
     def until(
         self, found: Callable[[], Any], what: object = "it", seconds: float = PATIENCE_SECONDS

@@ -199,19 +199,18 @@ class RowIndex:
         """
         at = min(start, self.total - 1)
         while 0 <= at < self.total:
+            known = self._stretches
             try:
                 stretch = self._stretch(at)
-                end = stretch.first - 1 if backward else stretch.end
-                if not stretch.may_hold(wanted.choice):
-                    yield Looked(abs(end - at))
-                elif backward:
-                    yield from self._look_back(stretch, wanted, at)
-                else:
-                    yield from self._look_on(stretch, wanted, at)
-            except _GoneError:
-                self.refresh()
-                continue
-            at = end
+                for looked in self._look_in(stretch, wanted, at, backward=backward):
+                    yield looked
+                    if looked.found is not None:
+                        return
+            except _GoneError as error:
+                if not self.refresh() and self._stretches is known:
+                    raise StorageError(str(error)) from error
+            else:
+                at = stretch.first - 1 if backward else stretch.end
 
     def rows(self, wanted: Wanted) -> Generator[Row]:
         """Yield the wanted rows in their order."""
@@ -315,6 +314,16 @@ class RowIndex:
             batch = decode_rows(stored.rows, stored=True)
             indices = batch.column("item_index").to_pylist()
             return complete(stored, batch, read_catalog(connection, stored.shard, indices))
+
+    def _look_in(
+        self, stretch: Stretch, wanted: Wanted, at: int, *, backward: bool
+    ) -> Generator[Looked]:
+        if not stretch.may_hold(wanted.choice):
+            yield Looked(at + 1 - stretch.first if backward else stretch.end - at)
+        elif backward:
+            yield from self._look_back(stretch, wanted, at)
+        else:
+            yield from self._look_on(stretch, wanted, at)
 
     def _look_on(self, stretch: Stretch, wanted: Wanted, at: int) -> Generator[Looked]:
         for start, batch in self._batches(stretch, self._needed(wanted)):

@@ -36,7 +36,7 @@ from caption_flow.cli.viewer.state import (
 from caption_flow.cli.viewer.terminal import Terminal
 from caption_flow.cli.viewer.threads import Newest, in_thread
 from caption_flow.storage.browse import RowIndex, Wanted
-from caption_flow.storage.choice import Choice, ChoiceError
+from caption_flow.storage.choice import Choice, ChoiceError, Ending
 from caption_flow.storage.contents import Row
 from caption_flow.storage.errors import StorageError
 from caption_flow.storage.search import Search
@@ -243,7 +243,7 @@ class Session:
 
     async def _look(self, look: Look, stop: threading.Event) -> None:
         loop = asyncio.get_running_loop()
-        endings = frozenset() if look.ending is None else frozenset({look.ending})
+        endings: frozenset[Ending] = frozenset(() if look.ending is None else (look.ending,))
         search = Search(look.text, frozenset(look.fields)) if look.text else None
         wanted = Wanted(Choice(endings, self._condition), search)
 

@@ -73,7 +73,8 @@ def print_rows(request: Request) -> None:
         closing(RowIndex(request.data_dir, as_of_now=True)) as index,
     ):
         _refuse_mistakes(request, index)
-        endings = frozenset() if request.ending is None else frozenset({request.ending})
+        ending = request.ending
+        endings: frozenset[Ending] = frozenset(() if ending is None else (ending,))
         fields = frozenset(request.fields)
         search = Search(request.search, fields) if request.search else None
         wanted = Wanted(Choice(endings, request.condition), search)

@@ -431,18 +431,19 @@ _ACTIONS: Final[dict[str, Callable[[Viewer], list[Effect]]]] = {
 }
 
 HELP: Final = (
-    ("n j ↓ → Enter", "next item; n: next hit, once something is searched"),
+    ("n j ↓ → Enter", "next item"),
     ("p k ↑ ←", "previous item"),
-    ("Space", "more of a long text, then the next item"),
-    ("PgDn d, PgUp u", "move a long text"),
+    ("/", "search captions, names, errors"),
+    ("n N", "then: next, previous hit"),
+    ("Esc Ctrl-C", "stop a search"),
+    (":", "go to an item by number"),
     ("g Home, G End", "first, last item"),
-    ("/", "search in captions, names and errors; n and N: next and previous hit"),
-    (":", "go to an item by its number"),
-    ("f", "show all, then only ok, flagged, failed items"),
-    ("t", "show all output fields, then each alone"),
+    ("f", "all, only ok, flagged, failed"),
+    ("t", "one output field after another"),
+    ("Space", "more of the text, then next item"),
+    ("PgDn d, PgUp u", "move a long text"),
     ("i", "pictures on or off"),
     ("r", "look for new rows now"),
-    ("Esc Ctrl-C", "stop a search"),
     ("q", "quit"),
 )
 """Keys and what they do, for the screen of help."""

@@ -11,7 +11,7 @@ import sys
 import termios
 import tty
 from types import TracebackType
-from typing import Final, Self
+from typing import Any, Final, Self
 
 from caption_flow.cli.viewer.pictures import KITTY_CLEAR, Drawn, Size, Way
 from caption_flow.cli.viewer.screen import Frame
@@ -32,7 +32,7 @@ class Terminal:
     def __init__(self) -> None:
         self._in, self._out = sys.stdin.fileno(), sys.stdout.fileno()
         self.encoding = sys.stdout.encoding
-        self._before: list[object] | None = None
+        self._before: list[Any] | None = None
         self._shown: tuple[str, ...] = ()
         self._picture: Drawn | None = None
         self._at = (0, 0)
