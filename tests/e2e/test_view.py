@@ -264,7 +264,8 @@ def test_a_signal_leaves_the_terminal_as_it_was(view: Screen) -> None:
 
 def test_a_stopped_view_gives_the_terminal_back_until_it_goes_on(view: Screen) -> None:
     view.press("\x1a")
-    os.waitid(os.P_PID, view.process.pid, os.WSTOPPED)
+    stopped = os.WSTOPPED | os.WNOHANG | os.WNOWAIT
+    view.until(lambda: os.waitid(os.P_PID, view.process.pid, stopped), "a stop")
     view.until(lambda: view.raw.endswith(b"\x1b[?1049l"))
     check_restored(view)
     view.process.send_signal(signal.SIGCONT)

@@ -83,7 +83,8 @@ class Screen:
             stdin=theirs,
             stdout=theirs,
             stderr=theirs,
-            start_new_session=True,
+            # A group of its own in our session: an orphaned one could not be stopped by Ctrl-Z.
+            process_group=0,
         )
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()

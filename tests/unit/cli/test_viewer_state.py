@@ -122,7 +122,10 @@ def test_a_search_can_be_stopped_and_its_late_answer_changes_nothing() -> None:
     assert press(made, "escape") == [StopLooking()]
     assert (made.looking, made.message) == (None, "stopped")
     assert made.handle(Found(asked.number, 7)) == []
+    again = look(press(made, *"/cat", "enter"))
+    assert made.handle(Found(asked.number, 7)) == []
     assert made.position == 0
+    assert made.handle(Found(again.number, 5)) == [Load(5)]
 
 
 def test_keys_typed_during_a_look_count_after_it() -> None:

@@ -30,7 +30,7 @@ from caption_flow.places.reader import PlaceReader
 from caption_flow.protocol.places import FilePlace, ObjectPlace, Place
 from caption_flow.recipe.video import Video
 from caption_flow.storage.database import open_for_reading
-from caption_flow.storage.opening import known_shards
+from caption_flow.storage.opening import KnownShard, known_shards
 from caption_flow.storage.schema import native_path
 from caption_flow.storage.writer import Write
 from caption_flow.worker.images.library import MISSING_LIBRARY, can_decode_videos
@@ -66,6 +66,7 @@ class Sight:
         self._root = root
         self._config = config
         self._source: Source | None = None
+        self._known: Mapping[str, KnownShard] = {}
         self._places = PlaceReader(threads=1, is_lister=True)
         self._loop = asyncio.new_event_loop()
 
@@ -78,15 +79,18 @@ class Sight:
         try:
             place = self._place(row)
             return _decoded(self._bytes(place), _is_video(row, place))
+        except NoPictureError:
+            raise
         except (NotHereError, PlaceError, ImageError, ShardError, SourceError) as error:
             raise NoPictureError(str(error)) from error
+        except Exception as error:  # whatever a source of somebody else's, or a storage, raises
+            raise NoPictureError(f"{type(error).__name__}: {error}") from error
 
     def close(self) -> None:
         """Let go of the dataset, unless it is being read: then the process's end does it."""
         if self._loop.is_running():
             return
-        if self._source is not None:
-            self._source.close()
+        self._close_source()
         self._loop.run_until_complete(self._places.close())
         self._loop.close()
 
@@ -94,21 +98,29 @@ class Sight:
         root = self._root or (_folder(self._dataset) if row["shard"] == SHARD else None)
         if root is not None and row.get("filename") is not None:
             return _file(root, native_path(row["filename"], row.get("filename_raw")))
-        item = self._opened().locate(row["shard"], row["item_index"])
+        item = self._opened(row["shard"]).locate(row["shard"], row["item_index"])
         if item is None:
             raise NoPictureError("its dataset does not have it any more")
         if item.place is None:
             raise NoPictureError(item.reason or "nobody knows where it is")
         return item.place
 
-    def _opened(self) -> Source:
-        if self._source is None:
+    def _opened(self, shard: str) -> Source:
+        """Return the dataset, opened anew when the run has listed more of it since."""
+        if self._source is None or shard not in self._known:
+            self._close_source()
             config = self._config or _guessed(self._dataset)
-            folder = RunFolder(self._data_dir, _refuse, shards=self._shards())
+            self._known = self._shards()
+            folder = RunFolder(self._data_dir, _refuse, shards=self._known)
             self._source = source_for(config.processor_type).open(config, folder)
         return self._source
 
-    def _shards(self) -> Mapping[str, Any]:
+    def _close_source(self) -> None:
+        if self._source is not None:
+            self._source.close()
+            self._source = None
+
+    def _shards(self) -> Mapping[str, KnownShard]:
         connection = open_for_reading(self._data_dir)
         if connection is None:
             return {}
