@@ -42,9 +42,12 @@ class Search:
         return [name for name in present if name in _NAMES or name in wanted]
 
     def holds(self, batch: pa.RecordBatch) -> pa.Array:
-        """Return for each row of a batch of such columns (at least one) whether it has the text."""
+        """Return for each row of a batch of such columns (at least one) whether it has the text.
+
+        Null is no: `filter` takes it so, and scalars in its place would import pandas, see below.
+        """
         return reduce(
-            pc.or_,
+            pc.or_kleene,
             [
                 self._is_in(batch.column(name))
                 for name in batch.schema.names
@@ -54,9 +57,9 @@ class Search:
 
     def _is_in(self, column: pa.Array) -> pa.Array:
         if column.type != TEXTS:
-            return pc.fill_null(self._in_texts(column), False)
+            return self._in_texts(column)
         rows = pc.list_parent_indices(column)
-        hits = pc.unique(rows.filter(pc.fill_null(self._in_texts(pc.list_flatten(column)), False)))
+        hits = pc.unique(rows.filter(self._in_texts(pc.list_flatten(column))))
         return pc.is_in(numbered(0, len(column)), value_set=hits)
 
     def _in_texts(self, texts: pa.Array) -> pa.Array:
@@ -67,5 +70,5 @@ class Search:
             unicodedata.normalize("NFD", self.text),
         }:
             hit = pc.match_substring(texts, form, ignore_case=True)
-            found = hit if found is None else pc.or_(found, hit)
+            found = hit if found is None else pc.or_kleene(found, hit)
         return found
