@@ -5,10 +5,13 @@ from __future__ import annotations
 import os
 import re
 import signal
+import tarfile
 from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -415,12 +418,27 @@ def test_mistakes_are_told(run: Path, options: tuple[str, ...], sentence: str) -
     assert sentence in done.errors[-1]
 
 
-def test_a_real_run_is_seen_while_it_lies_there(tmp_path: Path) -> None:
-    make_images(tmp_path / "photos", 3)
-    ran = caption_flow("run", "photos", "--engine", "synthetic", "--data-dir", "run", cwd=tmp_path)
+@pytest.mark.parametrize("kind", ["webdataset", "huggingface"])
+def test_pictures_of_other_datasets_are_found_by_what_the_run_remembers(
+    tmp_path: Path, kind: str
+) -> None:
+    images = [path.read_bytes() for path in make_images(tmp_path / "made", 2)]
+    shards = tmp_path / "shards"
+    shards.mkdir()
+    if kind == "webdataset":
+        with tarfile.open(shards / "0.tar", "w") as tar:
+            for path in sorted((tmp_path / "made").iterdir()):
+                tar.add(path, path.name)
+    else:
+        rows = [{"image": {"bytes": data, "path": None}} for data in images]
+        pq.write_table(pa.Table.from_pylist(rows), shards / "train-00000-of-00001.parquet")
+    (tmp_path / "run.yaml").write_text(
+        f"orchestrator: {{dataset: {{type: {kind}, dataset_path: shards}}, "
+        "vllm: {mock_results: true, inference_prompts: [hi]}}"
+    )
+    ran = caption_flow("run", "--config", "run.yaml", "--data-dir", "run", cwd=tmp_path)
     assert ran.code == 0, ran.said
     with on_screen("view", "--data-dir", "run", cwd=tmp_path) as view:
-        view.shows("^ 1 of 3")
+        view.shows("^ 1 of 2")
         view.shows("▀")
-        view.shows("captions")
         leave(view)

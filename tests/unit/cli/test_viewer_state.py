@@ -172,6 +172,14 @@ def test_with_a_filter_from_the_start_the_view_waits_for_its_first_item() -> Non
     assert press(made, "j") == []
 
 
+def test_a_search_from_the_start_that_finds_nothing_shows_what_there_is() -> None:
+    made = Viewer(search="dog")
+    asked = look(made.handle(Counted(3, FIELDS)))
+    assert asked.text == "dog"
+    assert made.handle(Found(asked.number, None)) == [Load(0)]
+    assert made.message == "'dog' is nowhere so far"
+
+
 def test_a_condition_of_the_command_line_is_looked_for_as_a_filter_is() -> None:
     made = Viewer(is_conditioned=True)
     asked = look(made.handle(Counted(3, FIELDS)))

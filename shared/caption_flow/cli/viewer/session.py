@@ -13,6 +13,7 @@ from typing import Final, assert_never
 
 from PIL import Image
 
+from caption_flow.cli.failures import EXIT_FAILED
 from caption_flow.cli.viewer.keys import Answer, Key, KeyDecoder
 from caption_flow.cli.viewer.pictures import DEFAULT_CELL, Colours, Drawn, Size, Way, draw
 from caption_flow.cli.viewer.screen import compose, layout
@@ -105,7 +106,7 @@ class Session:
         self._events: asyncio.Queue[Event | None] = asyncio.Queue()
         self._stop = threading.Event()
         self._code = 0
-        self._kept: OrderedDict[tuple[str, int, str | None], Image.Image | str] = OrderedDict()
+        self._kept: OrderedDict[tuple[str, int, str | None], Image.Image] = OrderedDict()
         self._drawn: tuple[_Sought, Drawn | str | None] | None = None
 
     async def run(self) -> int:
@@ -271,7 +272,11 @@ class Session:
     def _draw(self) -> None:
         picture = self._picture()
         frame = compose(self._viewer, self._size, self._looks.colours, self._where, picture)
-        self._terminal.show(frame, self._way)
+        try:
+            self._terminal.show(frame, self._way)
+        except OSError as error:  # the terminal is gone
+            self._code = EXIT_FAILED
+            raise _LeftError from error
 
     def _picture(self) -> Drawn | str | None:
         """Return what is drawn already for this screen; have it drawn if it is not."""
@@ -290,13 +295,12 @@ class Session:
         sought, row = asked
 
         def work() -> Drawn | str | None:
-            image = self._kept.get(sought.item)
-            if image is None:
-                image = self._kept[sought.item] = self._find_picture(row)
-                while len(self._kept) > _MOST_KEPT:
-                    self._kept.popitem(last=False)
+            image = self._kept.get(sought.item) or self._find_picture(row)
             if isinstance(image, str):
                 return image
+            self._kept[sought.item] = image
+            while len(self._kept) > _MOST_KEPT:
+                self._kept.popitem(last=False)
             return draw(image, sought.box, sought.way, self._looks.colours, sought.cell)
 
         self._drawn = sought, await in_thread(work)

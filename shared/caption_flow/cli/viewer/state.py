@@ -256,8 +256,11 @@ class Viewer:
     def _not_found(self, looking: Looking) -> list[Effect]:
         backward = looking.look.backward
         match looking.purpose:
+            case "begin" if looking.look.text:
+                self.message = f"{looking.look.text!r} is nowhere so far"
+                return self._look(0, "begin") if self.has_filter else self._go(0)
             case "begin":
-                self.message = "nothing is to be seen so far"
+                self.message = f"no item {self.filter_words()} so far"
             case "step":
                 where = "above" if backward else "below"
                 self.message = f"no further item {where}, of those {self.filter_words()}"
