@@ -61,7 +61,7 @@ def test_no_text_of_others_reaches_the_terminal_as_it_is(number: int) -> None:
 
 
 @settings(deadline=None)
-@given(st.text(st.characters(exclude_categories=("Cs",))), st.integers(1, 130), st.integers(1, 40))
+@given(st.text(st.characters(codec="utf-8")), st.integers(1, 130), st.integers(1, 40))
 def test_any_text_fits_on_any_screen(text: str, columns: int, rows: int) -> None:
     row = stored(0, captions=[text], filename=text, item_key=text or "0", title=text)
     for search in ("", "a"):

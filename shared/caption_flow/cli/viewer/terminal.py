@@ -58,7 +58,7 @@ class Terminal:
     def enter(self) -> None:
         """Take the terminal."""
         self._before = termios.tcgetattr(self._in)
-        tty.setraw(self._in, termios.TCSAFLUSH)
+        tty.setraw(self._in, termios.TCSADRAIN)  # what is typed already counts
         self.write(_ENTER)
         self.forget()
 
