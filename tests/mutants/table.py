@@ -91,6 +91,13 @@ ENTRY_TESTS: Final = ("tests/unit/config/test_multidatabackend.py",)
 MATCHING: Final = "shared/caption_flow/incoming/matching.py"
 IMPORTING: Final = "orchestrator/caption_flow/orchestrator/importing.py"
 IMPORT_TESTS: Final = ("tests/unit/cli/test_import.py",)
+VIEWER: Final = "shared/caption_flow/cli/viewer"
+VIEWER_TESTS: Final = (
+    "tests/unit/cli/test_viewer_state.py",
+    "tests/unit/cli/test_viewer_screen.py",
+    "tests/unit/cli/test_viewer_pictures.py",
+)
+BROWSE_TESTS: Final = ("tests/integration/storage/test_browse.py",)
 OUTBOX_TESTS: Final = ("tests/unit/worker/test_outbox.py", "tests/property/test_outbox.py")
 
 
@@ -2030,5 +2037,45 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
         "await store.write(ForgetPartials({shard: items}))\n        if not",
         "pass\n        if not",
         IMPORT_TESTS,
+    ),
+    Mutant(
+        "captions act on the terminal",
+        "no text of a model or a dataset reaches a terminal as it is",
+        f"{VIEWER}/entry.py",
+        "yield Paragraph(for_people(line), style, is_indented=True)",
+        "yield Paragraph(line, style, is_indented=True)",
+        VIEWER_TESTS,
+    ),
+    Mutant(
+        "an old search's answer counts",
+        "the late answer of a search that was stopped changes nothing",
+        f"{VIEWER}/state.py",
+        "if looking is None or looking.look.number != number:",
+        "if looking is None:",
+        VIEWER_TESTS,
+    ),
+    Mutant(
+        "kitty answers among the keys",
+        "pictures are sent as the protocol says",
+        f"{VIEWER}/pictures.py",
+        "C=1,q=2,",
+        "C=1,q=0,",
+        VIEWER_TESTS,
+    ),
+    Mutant(
+        "every part is read for failures",
+        "a view reads no part that has no row of the kind that is looked for",
+        f"{STORAGE}/browse.py",
+        "(wants_failed and captioned < self.rows)",
+        "wants_failed",
+        BROWSE_TESTS,
+    ),
+    Mutant(
+        "a moved row is taken for another",
+        "the item on the screen is found again after a checkpoint",
+        f"{STORAGE}/browse.py",
+        'if row is not None and (row["shard"], row["item_index"]) == (shard, item_index):',
+        "if row is not None:",
+        BROWSE_TESTS,
     ),
 )

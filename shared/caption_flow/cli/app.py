@@ -57,6 +57,7 @@ COMMANDS: Final[dict[str, Command]] = {
     "import": Command(
         "import_captions", "import_captions", "Bring in captions that were made elsewhere."
     ),
+    "view": Command("view", "view", "Look through a run's images and captions in the terminal."),
     "verify": Command("verify", "verify", "Check every promise on what lies on disk."),
     "scan-chunks": Command("verify", "scan_chunks", "The older name of `verify`."),
     "auth": Command("auth", "auth", "Let people into a run, and out again, while it goes on."),

@@ -182,7 +182,7 @@ class StorageContents:
         read = [*wanted, "filename_raw"] if "filename" in wanted else wanted
         for batch in self._selection.batches(tuple(dict.fromkeys(read))):
             self._schema = batch.schema
-            for row in _rows_of(batch):
+            for row in rows_of(batch):
                 yield {name: row.get(name) for name in wanted}
 
     def iter_batches(self) -> Generator[pa.RecordBatch]:
@@ -246,7 +246,8 @@ def _only(row: Row, wanted: Sequence[str], asked: Sequence[str] | None) -> Row:
     return row if asked is None else {name: row.get(name) for name in wanted}
 
 
-def _rows_of(batch: pa.RecordBatch) -> Iterator[Row]:
+def rows_of(batch: pa.RecordBatch) -> Iterator[Row]:
+    """Yield a batch's rows as Python objects, with the true names of files."""
     batch = _in_microseconds(batch)
     for start in range(0, batch.num_rows, ROWS_AT_ONCE):
         for row in batch.slice(start, ROWS_AT_ONCE).to_pylist():

@@ -131,7 +131,9 @@ def count_flags(rows: pa.Table | pa.RecordBatch) -> Counter[str]:
     return Counter(rows.column("flags").flatten().to_pylist())
 
 
-def read_batches(path: Path, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
+def read_batches(
+    path: Path, columns: Sequence[str] | None = None, *, rows_at_once: int = _ROWS_AT_ONCE
+) -> Iterator[pa.RecordBatch]:
     """Yield a part's record batches, with all columns or some.
 
     Raises:
@@ -140,7 +142,7 @@ def read_batches(path: Path, columns: Sequence[str] | None = None) -> Iterator[p
     try:
         with _as_arrow_opens(path) as source, pq.ParquetFile(source) as file:
             wanted = None if columns is None else list(columns)
-            yield from file.iter_batches(_ROWS_AT_ONCE, columns=wanted)
+            yield from file.iter_batches(rows_at_once, columns=wanted)
     except (OSError, pa.ArrowException) as error:
         raise unreadable(path, error) from error
 
