@@ -6,6 +6,7 @@ import asyncio
 import sqlite3
 from collections.abc import Mapping
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -40,15 +41,31 @@ def export_rows(request: Request) -> None:
             raise CommandFailed(str(error)) from error
     if request.as_json:
         print_json([report.facts() for report in reports])
-        return
+    else:
+        _print_reports(reports)
+    _fail_without_images(sum(report.without_image for report in reports))
+
+
+def _print_reports(reports: list[ExportReport]) -> None:
     for report in reports:
         print(f"{for_people(report.destination)}: {report.summary()}")
         for problem in report.problems:
             print(f"Note: {for_people(problem)}")
 
 
+def _fail_without_images(count: int) -> None:
+    if count:
+        images = "1 image is" if count == 1 else f"{count:,} images are"
+        raise CommandFailed(
+            f"{images} left out, unreadable or changed since captioned: the same command tries "
+            "again, and writes only the tars concerned"
+        )
+
+
 def _formats(request: Request) -> list[str]:
-    return list(FORMATS) if request.format == ALL else [request.format]
+    if request.format != ALL:
+        return [request.format]
+    return [name for name, format_ in FORMATS.items() if not format_.copies_images]
 
 
 def _export(
@@ -62,6 +79,8 @@ def _export(
         left_out.problems.append(f"{name} was left out: {obstacle}")
         return [left_out]
     progress.writing(name, contents.total_rows)
+    if format_.copies_images:
+        request = replace(request, images_read=progress.counting_images())
     reports = format_.write(request, contents)
     for report in reports:
         if choice.left_out:
