@@ -11,7 +11,7 @@ from functools import partial
 from typing import Final
 
 from caption_flow.orchestrator.sources.base import ShardError, Source, SourceError
-from caption_flow.places.base import NotHereError, PlaceError
+from caption_flow.places.base import CHANGED, NotHereError, PlaceError
 from caption_flow.places.reader import PlaceReader
 from caption_flow.protocol.places import FilePlace, Place
 from caption_flow.storage.exporter.webdataset import Unread, Wanted
@@ -74,9 +74,9 @@ class DatasetImages:
             return found if isinstance(found, bytes) else await self._reader.read(found)
         except ShardError as error:
             return Unread(str(error), error.is_passing)
-        except (PlaceError, SourceError) as error:
-            return Unread(str(error))
-        except _GoneError as error:
+        except PlaceError as error:
+            return Unread(str(error), is_changed=error.kind == CHANGED)
+        except (SourceError, _GoneError) as error:
             return Unread(str(error))
         except NotHereError as error:
             return Unread(str(error), is_passing=True)

@@ -71,10 +71,14 @@ class Wanted:
 
 @dataclass(frozen=True, slots=True)
 class Unread:
-    """An image that could not be read, and why; ``is_passing`` if it may well be later."""
+    """An image that could not be read, and why.
+
+    ``is_passing`` if it may well be later, ``is_changed`` if what is there is another version.
+    """
 
     reason: str
     is_passing: bool = False
+    is_changed: bool = False
 
 
 class Images(Protocol):
@@ -352,7 +356,7 @@ class _Tars:
                     f"the dataset is out of reach, {_MOST_IN_A_ROW} images in a row could not be "
                     f"read: {image.reason}; the same command goes on from here"
                 )
-            yield sample, (Skip.UNREADABLE, image.reason)
+            yield sample, (Skip.CHANGED if image.is_changed else Skip.UNREADABLE, image.reason)
 
     def _say(self, sample: _Sample, trouble: tuple[Skip, str]) -> None:
         self.report.tell(f"{sample.image.name} is in no tar: {trouble[1]}")
