@@ -1903,7 +1903,7 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
         "tars trusted while they are written",
         "a crash between tar and manifest costs that tar",
         "self._manifest.set(TarFacts(path.name))",
-        "self._manifest.set(TarFacts(path.name, plan, 0, 0))",
+        "self._manifest.set(self._manifest.get(path.name) or TarFacts(path.name))",
     ),
     _tars_out(
         "somebody else's tar replaced",

@@ -7,6 +7,7 @@ import os
 import re
 import tarfile
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -160,25 +161,42 @@ def test_an_interrupted_export_goes_on_at_the_tar_that_is_not_whole(
     assert len(keys(tmp_path)) == 9
 
 
-def test_a_crash_between_tar_and_manifest_costs_that_tar_and_no_more(
-    tmp_path: Path, export: Any, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    rows = [captioned(index) for index in range(6)]
+@contextmanager
+def crashing() -> Iterator[None]:
+    """Have everything end when the second tar has got its name, before anybody has noted it."""
     replace = Path.replace
 
-    def crash(self: Path, target: Path) -> Path:
+    def then_crash(self: Path, target: Path) -> Path:
         done = replace(self, target)
         if Path(target).name == "default-000001.tar":
             raise KeyboardInterrupt
         return done
 
-    monkeypatch.setattr(Path, "replace", crash)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Path, "replace", then_crash)
+        yield
+
+
+def test_a_crash_between_tar_and_manifest_costs_that_tar_and_no_more(
+    export: Any, dataset: Dataset
+) -> None:
+    rows = [captioned(index) for index in range(6)]
+    with crashing(), pytest.raises(KeyboardInterrupt):
         export(rows)
-    monkeypatch.undo()
     dataset.asked.clear()
     assert export(rows).unchanged == 3
     assert dataset.asked == [3, 4, 5]
+
+
+def test_a_tar_that_a_crash_left_is_not_taken_for_the_one_before_it(
+    tmp_path: Path, export: Any
+) -> None:
+    rows = [captioned(index) for index in range(6)]
+    export(rows)
+    with crashing(), pytest.raises(KeyboardInterrupt):
+        export([*rows[:4], captioned(4, captions=["Caption 4"]), rows[5]])  # as long as before
+    export(rows)
+    assert samples(tmp_path)[4]["txt"] == b"caption 4"
 
 
 def test_images_that_are_gone_or_others_are_left_out_named_and_tried_again(
