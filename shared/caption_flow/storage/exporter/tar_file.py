@@ -56,6 +56,15 @@ def write_tar(path: Path, members: Iterable[tuple[str, bytes]]) -> int:
     return size
 
 
+def member_names(path: Path) -> frozenset[str]:
+    """Return the names of a tar's members; none if it cannot be read as one."""
+    try:
+        with tarfile.open(path, "r:") as tar:
+            return frozenset(tar.getnames())
+    except (OSError, tarfile.TarError):
+        return frozenset()
+
+
 def _fill(sink: BinaryIO, members: Iterable[tuple[str, bytes]], path: Path) -> int:
     written = 0
     for name, data in members:

@@ -25,15 +25,15 @@ _VERSION: Final = 1
 class TarFacts(msgspec.Struct, frozen=True, omit_defaults=True):
     """One tar.
 
-    ``plan`` is a digest of what it is to hold, or empty while it is being written; ``left_out`` are
-    the keys of items that belong in it and whose images could not be had.
+    ``plan`` is a digest of what it is to hold, or empty while it is being written; ``left_out`` is
+    how many samples belong in it whose images could not be had.
     """
 
     file: str
     plan: str = ""
     samples: int = 0
     bytes: int = 0
-    left_out: tuple[str, ...] = ()
+    left_out: int = 0
 
 
 class _Content(msgspec.Struct, frozen=True):

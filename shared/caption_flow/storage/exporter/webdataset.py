@@ -31,7 +31,7 @@ from caption_flow.storage.exporter.encoding import json_bytes
 from caption_flow.storage.exporter.errors import ExportError, naming
 from caption_flow.storage.exporter.names import name_for_people
 from caption_flow.storage.exporter.report import ExportReport, Skip
-from caption_flow.storage.exporter.tar_file import member_bytes, write_tar
+from caption_flow.storage.exporter.tar_file import member_bytes, member_names, write_tar
 from caption_flow.storage.exporter.tar_manifest import Manifest, TarFacts, alone_in
 from caption_flow.storage.exporter.tar_names import (
     image_suffix,
@@ -100,7 +100,6 @@ class TarLimits:
 @dataclass(frozen=True, slots=True)
 class _Sample:
     key: str
-    item_key: str
     suffix: str
     image: Wanted
     json: bytes
@@ -217,7 +216,6 @@ class _Planner:
         item_key, name = str(row["item_key"]), row["filename"]
         return _Sample(
             key,
-            item_key,
             image_suffix(row["image_format"], name or row["url"]),
             Wanted(
                 str(row["shard"]),
@@ -306,7 +304,10 @@ class _Tars:
 
     def _look_again(self, path: Path, samples: Sequence[_Sample], known: TarFacts) -> None:
         """Leave a tar alone that is whole, or lacks only images that still cannot be had."""
-        lacking = [one for one in samples if one.item_key in set(known.left_out)]
+        lacking: list[_Sample] = []
+        if known.left_out:
+            there = member_names(path)
+            lacking = [one for one in samples if one.names[0] not in there]
         troubles = Counter[Skip]()
         for sample, found in self._read(lacking):
             if isinstance(found, bytes):
@@ -320,7 +321,6 @@ class _Tars:
 
     def _write(self, path: Path, samples: Sequence[_Sample], plan: str) -> None:
         self._manifest.set(TarFacts(path.name))
-        left_out: list[str] = []
         troubles = Counter[Skip]()
 
         def members() -> Iterator[tuple[str, bytes]]:
@@ -329,13 +329,13 @@ class _Tars:
                     yield from zip(sample.names, (found, sample.json, sample.text), strict=True)
                 else:
                     troubles[found[0]] += 1
-                    left_out.append(sample.item_key)
                     self._say(sample, found)
                 self.watch(1)
 
         size = write_tar(path, members())
-        written = len(samples) - len(left_out)
-        self._manifest.set(TarFacts(path.name, plan, written, size, tuple(left_out)))
+        left_out = troubles.total()
+        written = len(samples) - left_out
+        self._manifest.set(TarFacts(path.name, plan, written, size, left_out))
         self.report.written += written
         self.report.skipped.update(troubles)
 
