@@ -19,7 +19,14 @@ import pytest
 from PIL import Image
 
 from tests.support import parquet
-from tests.support.cli import caption_flow, caption_of, make_image, rows
+from tests.support.cli import (
+    Finished,
+    caption_flow,
+    caption_of,
+    content_hash,
+    make_image,
+    rows,
+)
 from tests.support.fleet import Fleet, expected_captions
 from tests.support.hub import Hub, Repository
 from tests.support.hub_runs import caption_all, files_in
@@ -51,32 +58,39 @@ def texts_by_pixels(folder: Path) -> dict[bytes, str]:
     return {pixels(image_of(one)): one["txt"].decode() for one in read_samples(folder)}
 
 
-@pytest.fixture
-def here(tmp_path: Path) -> Path:
-    """A folder of pictures, captioned into `results`."""
+@pytest.fixture(scope="module")
+def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of pictures, captioned into `results`; nobody changes them."""
+    folder = tmp_path_factory.mktemp("here")
     for number, name in enumerate(NAMES):
-        make_image(tmp_path / "photos" / name, number, kind="JPEG" if "v2" in name else "PNG")
-    (tmp_path / "photos" / "broken.jpg").write_bytes(b"")
+        make_image(folder / "photos" / name, number, kind="JPEG" if "v2" in name else "PNG")
+    (folder / "photos" / "broken.jpg").write_bytes(b"")
     arguments = ("run", "photos", "--engine", "synthetic", "--data-dir", "results")
-    ran = caption_flow(*arguments, "--output", "elsewhere", cwd=tmp_path)
+    ran = caption_flow(*arguments, "--output", "elsewhere", cwd=folder)
     assert ran.code == 0, ran.said
-    return tmp_path
+    return folder
 
 
-def test_a_folder_goes_into_tars_and_these_can_be_captioned_again(here: Path) -> None:
-    made = ("export", "--data-dir", "results", "--format", "webdataset", "--output", "tars")
-    done = caption_flow(*made, "--shard-size", "3", "--json", cwd=here / "photos" / "..")
+def export(here: Path, output: Path, *arguments: str, format_: str = "webdataset") -> Finished:
+    where = ("--data-dir", "results", "--output", output)
+    return caption_flow("export", "--format", format_, *where, *arguments, cwd=here)
+
+
+def test_a_folder_goes_into_tars_and_these_can_be_captioned_again(
+    here: Path, tmp_path: Path
+) -> None:
+    done = export(here, tmp_path / "tars", "--shard-size", "3", "--json")
     assert done.code == 0, done.said
     (report,) = json.loads(done.out)
     assert (report["written"], report["skipped"]) == (len(NAMES), {"failed": 1})
-    tars = sorted((here / "tars").glob("*.tar"))
+    tars = sorted((tmp_path / "tars").glob("*.tar"))
     assert [path.name for path in tars] == [f"default-{number:06d}.tar" for number in range(3)]
 
     sources = [here / "photos" / name for name in NAMES]
     expected = {pixels(path.read_bytes()): caption_of(path) for path in sources}
     assert len(expected) == len(NAMES)
-    assert texts_by_pixels(here / "tars") == expected
-    found = read_samples(here / "tars")
+    assert texts_by_pixels(tmp_path / "tars") == expected
+    found = read_samples(tmp_path / "tars")
     assert {image_of(one) for one in found} == {path.read_bytes() for path in sources}
     by_key = {one["__key__"]: one for one in found}
     assert {"sub/a", "A", "b%2Ev2", "猫/two%0Alines", "%2541"} < set(by_key)
@@ -88,54 +102,50 @@ def test_a_folder_goes_into_tars_and_these_can_be_captioned_again(here: Path) ->
         "dataset": {"type": "webdataset", "dataset_path": "tars"},
         "vllm": {"inference_prompts": ["again: {column:captions}"], "mock_results": True},
     }
-    (here / "again.json").write_text(json.dumps({"orchestrator": again}))
-    ran = caption_flow("run", "--config", "again.json", "--data-dir", "second", cwd=here)
+    (tmp_path / "again.json").write_text(json.dumps({"orchestrator": again}))
+    ran = caption_flow("run", "--config", "again.json", "--data-dir", "second", cwd=tmp_path)
     assert ran.code == 0, ran.said
-    captions = {row["content_hash"]: row["captions"] for row in rows(here / "second")}
+    captions = {row["content_hash"]: row["captions"] for row in rows(tmp_path / "second")}
     for path in sources:
         prompt = f"again: {caption_of(path)}"
-        assert captions.pop(rows_hash(here, path)) == [caption_of(path, prompt)]
+        assert captions.pop(content_hash(path)) == [caption_of(path, prompt)]
     assert not captions
 
 
-def rows_hash(here: Path, path: Path) -> str:
-    name = str(path.relative_to(here / "photos"))
-    (digest,) = [row["content_hash"] for row in rows(here / "results") if row["filename"] == name]
-    return str(digest)
-
-
-def test_a_dataset_that_was_moved_is_asked_for_and_then_found(here: Path) -> None:
-    shutil.copytree(here / "photos", here / "moved")
-    shutil.rmtree(here / "photos")
-    made = ("export", "--data-dir", "results", "--format", "webdataset", "--output", "tars")
-    refused = caption_flow(*made, cwd=here)
+def test_a_dataset_that_was_moved_is_asked_for_and_then_found(here: Path, tmp_path: Path) -> None:
+    moved = tmp_path / "moved"
+    refused = export(here, tmp_path / "tars", "--dataset", str(moved))
     assert refused.code == 2
     assert "there is no folder" in refused.errors[0]
     assert "--dataset PLACE" in refused.errors[0]
-    assert not (here / "tars").exists()
-    done = caption_flow(*made, "--dataset", "moved", cwd=here)
+    assert not (tmp_path / "tars").exists()
+    shutil.copytree(here / "photos", moved)
+    done = export(here, tmp_path / "tars", "--dataset", str(moved))
     assert done.code == 0, done.said
-    assert len(read_samples(here / "tars")) == len(NAMES)
+    assert len(read_samples(tmp_path / "tars")) == len(NAMES)
 
 
-def test_images_that_changed_since_are_left_out_and_said(here: Path) -> None:
-    make_image(here / "photos/a.png", 99)
-    (here / "photos/sub/a.png").unlink()
-    made = ("export", "--data-dir", "results", "--format", "webdataset", "--output", "tars")
-    done = caption_flow(*made, "--filter", "filename < 'c'", cwd=here)
+def test_images_that_changed_since_are_left_out_and_said(here: Path, tmp_path: Path) -> None:
+    changed = tmp_path / "changed"
+    shutil.copytree(here / "photos", changed)
+    make_image(changed / "a.png", 99)
+    (changed / "sub/a.png").unlink()
+    choice = ("--filter", "filename < 'c'")
+    done = export(here, tmp_path / "tars", "--dataset", str(changed), *choice)
     assert done.code == 1
     assert "1 skipped (changed)" in done.out
     assert "'a.png' is in no tar: other bytes were captioned" in done.out
-    kept = {json.loads(one["json"])["filename"] for one in read_samples(here / "tars")}
+    assert "1 image is left out" in done.errors[0]
+    kept = {json.loads(one["json"])["filename"] for one in read_samples(tmp_path / "tars")}
     assert kept == {"A.PNG", "b.v2.jpg", "%41.png", "a.jpg"}
 
 
-def test_all_formats_leave_copies_of_images_out(here: Path) -> None:
-    arguments = ("export", "--data-dir", "results", "--format", "all", "--output", "out")
-    done = caption_flow(*arguments, cwd=here)
+def test_all_formats_leave_copies_of_images_out(here: Path, tmp_path: Path) -> None:
+    done = export(here, tmp_path, format_="all")
     assert done.code == 0, done.said
-    assert not list((here / "out").rglob("*.tar"))
-    refused = caption_flow(*arguments, "--shard-size", "3", cwd=here)
+    assert (tmp_path / "default.jsonl").exists()
+    assert not list(tmp_path.rglob("*.tar"))
+    refused = export(here, tmp_path, "--shard-size", "3", format_="all")
     assert refused.code == 2
     assert "--shard-size means nothing with --format all" in refused.errors[0]
 
