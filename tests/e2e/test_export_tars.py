@@ -216,3 +216,26 @@ async def test_rows_on_the_hub_are_read_cell_by_cell(
         }
         facts = [json.loads(one["json"]) for one in read_samples(tmp_path / "out")]
         assert {one["title"] for one in facts} == {f"title {number}" for number in range(20)}
+
+
+async def test_addresses_are_fetched_again_and_what_they_answer_now_is_looked_at(
+    tmp_path: Path,
+) -> None:
+    files = {f"/{number}.png": parquet.png(number) for number in range(6)}
+    async with object_server(files) as server:
+        links = [f"{server.url}{name}" for name in files]
+        titles = [f"title {number}" for number in range(6)]
+        parquet.write(tmp_path / "set/train.parquet", url=links, title=titles)
+        async with hub_fleet(tmp_path, str(tmp_path / "set"), dataset_url_column="url") as fleet:
+            fleet.env["CAPTIONFLOW_ALLOW_PRIVATE_URLS"] = "1"
+            await caption_all(fleet)
+            files["/2.png"] = parquet.png(99)
+            del files["/4.png"]
+            report = await exported(fleet, code=1)
+        assert (report["written"], report["skipped"]) == (4, {"changed": 1, "unreadable": 1})
+        assert texts_by_pixels(tmp_path / "out") == {
+            pixels(parquet.png(number)): parquet.caption(
+                parquet.png(number), f"Describe title {number}."
+            )
+            for number in (0, 1, 3, 5)
+        }

@@ -269,6 +269,15 @@ def test_a_tar_that_was_cut_short_is_made_again(tmp_path: Path, export: Any) -> 
     assert path.read_bytes() == whole
 
 
+def test_what_a_killed_export_left_of_a_tar_is_removed(tmp_path: Path, export: Any) -> None:
+    (tmp_path / ".default-000007.tar.part").write_bytes(b"half a tar")
+    export([captioned(0)])
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "default-000000.tar",
+        "default.tars.json",
+    ]
+
+
 def test_tars_stay_below_so_many_bytes(tmp_path: Path, export: Any) -> None:
     names = ["short.jpg", f"{'long/' * 40}a.jpg", "猫.jpg", "b.jpg", "c.jpg", "d.jpg"]
     rows = [captioned(at, filename=name, item_key=name) for at, name in enumerate(names)]

@@ -10,6 +10,7 @@ import os
 import tarfile
 from collections.abc import Iterable
 from contextlib import suppress
+from glob import escape
 from pathlib import Path
 from typing import BinaryIO, Final
 
@@ -20,6 +21,7 @@ BLOCK: Final = 512
 _END: Final = 2 * BLOCK
 _RECORD: Final = 20 * BLOCK
 _PLAIN_NAME: Final = 100
+_HALF: Final = ".part"
 
 
 def member_bytes(name: str, size: int) -> int:
@@ -37,7 +39,7 @@ def write_tar(path: Path, members: Iterable[tuple[str, bytes]]) -> int:
     Raises:
         ExportError: it cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.part")  # one that a crash left behind is written over
+    temporary = path.with_name(f".{path.name}{_HALF}")
     with naming(path):
         sink = temporary.open("wb")
     try:
@@ -54,6 +56,13 @@ def write_tar(path: Path, members: Iterable[tuple[str, bytes]]) -> int:
             temporary.unlink()
         raise
     return size
+
+
+def remove_halves(folder: Path, name: str) -> None:
+    """Remove what exports that were killed left of their tars; raises `ExportError`."""
+    for half in folder.glob(f".{escape(name)}-*.tar{_HALF}"):
+        with naming(half):
+            half.unlink()
 
 
 def member_names(path: Path) -> frozenset[str]:

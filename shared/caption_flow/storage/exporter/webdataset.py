@@ -31,7 +31,12 @@ from caption_flow.storage.exporter.encoding import json_bytes
 from caption_flow.storage.exporter.errors import ExportError, naming
 from caption_flow.storage.exporter.names import name_for_people
 from caption_flow.storage.exporter.report import ExportReport, Skip
-from caption_flow.storage.exporter.tar_file import member_bytes, member_names, write_tar
+from caption_flow.storage.exporter.tar_file import (
+    member_bytes,
+    member_names,
+    remove_halves,
+    write_tar,
+)
 from caption_flow.storage.exporter.tar_manifest import Manifest, TarFacts, alone_in
 from caption_flow.storage.exporter.tar_names import (
     image_suffix,
@@ -146,6 +151,7 @@ def export_webdataset(
     report = ExportReport(output_dir)
     told = columns or [one for one in contents.columns if one not in _OF_THE_RUN]
     with alone_in(output_dir):
+        remove_halves(output_dir, name)
         tars = _Tars(output_dir, name, images, existing, report, watch)
         planner = _Planner(contents, listing, told, limits or TarLimits(), report, watch)
         for samples in planner.tars():
