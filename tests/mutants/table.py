@@ -98,6 +98,7 @@ VIEWER_TESTS: Final = (
     "tests/unit/cli/test_viewer_pictures.py",
 )
 BROWSE_TESTS: Final = ("tests/integration/storage/test_browse.py",)
+TARS_OUT_TESTS: Final = ("tests/unit/storage/test_export_webdataset.py",)
 OUTBOX_TESTS: Final = ("tests/unit/worker/test_outbox.py", "tests/property/test_outbox.py")
 
 
@@ -176,6 +177,10 @@ def _hostile(name: str, promise: str, file: str, old: str, new: str) -> Mutant:
 def _bombs(name: str, promise: str, old: str, new: str) -> Mutant:
     file = "worker/caption_flow/worker/images/cost.py"
     return Mutant(name, promise, file, old, new, BOMB_TESTS)
+
+
+def _tars_out(name: str, promise: str, old: str, new: str) -> Mutant:
+    return Mutant(name, promise, f"{EXPORTER}/webdataset.py", old, new, TARS_OUT_TESTS)
 
 
 MUTANTS: Final[tuple[Mutant, ...]] = (
@@ -2077,5 +2082,55 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
         'if row is not None and (row["shard"], row["item_index"]) == (shard, item_index):',
         "if row is not None:",
         BROWSE_TESTS,
+    ),
+    _tars_out(
+        "another image's caption",
+        "an image that changed since is never paired with its old caption",
+        "return wanted.content_hash is None or wanted.content_hash == content_hash(image)",
+        "return True",
+    ),
+    _tars_out(
+        "whole tars made again",
+        "a tar that is whole needs no image again",
+        "(known.plan, known.bytes) == (plan, size)",
+        "(known.plan, known.bytes) == (plan, None)",
+    ),
+    _tars_out(
+        "tars trusted while they are written",
+        "a crash between tar and manifest costs that tar",
+        "self._manifest.set(TarFacts(path.name))",
+        "self._manifest.set(self._manifest.get(path.name) or TarFacts(path.name))",
+    ),
+    _tars_out(
+        "somebody else's tar replaced",
+        "a tar that no export wrote is never touched",
+        "elif known is None and size is not None:",
+        "elif known is None and size is None:",
+    ),
+    _tars_out(
+        "one key for two images in a tar",
+        "each image has a sample of its own",
+        "key = key_beside(key, claim.item_key)",
+        "pass",
+    ),
+    _tars_out(
+        "old tars stay",
+        "tars that are no part of an export any more are removed",
+        "(self.folder / file).unlink(missing_ok=True)",
+        "pass",
+    ),
+    _tars_out(
+        "a dataset out of reach",
+        "an export stops where the dataset is out of reach",
+        "if self._passing == _MOST_IN_A_ROW:",
+        "if self._passing < 0:",
+    ),
+    Mutant(
+        "dots in keys",
+        "webdataset cuts names where the suffix begins",
+        f"{EXPORTER}/tar_names.py",
+        "%~.",
+        "%~",
+        ("tests/unit/storage/test_tar_names.py",),
     ),
 )

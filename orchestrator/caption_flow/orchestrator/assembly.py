@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, cast
 
 from caption_flow.config.orchestrator import OrchestratorConfig
+from caption_flow.config.remembered import to_text
 from caption_flow.orchestrator.membership import Token, identities_of
 from caption_flow.orchestrator.server.auth import Identity, Role, TokenTable
 from caption_flow.orchestrator.service import Orchestrator, settings_of
@@ -63,6 +64,7 @@ async def assemble(
         source,
         table,
         dataset=kind.name_of(config.dataset),
+        section=to_text(config.dataset),
         limit=limit,
         mock_results=config.mock_results,
         resume_leases=resume_leases,

@@ -32,6 +32,7 @@ import structlog
 from websockets.asyncio.server import Server
 
 from caption_flow.config.orchestrator import OrchestratorConfig
+from caption_flow.config.remembered import DATASET_SECTION
 from caption_flow.orchestrator.checking import Checking
 from caption_flow.orchestrator.core import events as ev
 from caption_flow.orchestrator.core.ledger import Ledger, Policy, StoredLease
@@ -184,6 +185,7 @@ class Orchestrator:
         tokens: TokenTable,
         *,
         dataset: str,
+        section: str = "",
         limit: int | None = None,
         mock_results: bool = False,
         resume_leases: bool = True,
@@ -192,6 +194,7 @@ class Orchestrator:
     ) -> None:
         """Restore the run from its store, which is to remember that it is about ``dataset``.
 
+        ``section`` is how that is configured, as `caption_flow.config.remembered` writes it.
         ``limit`` is how many items of it there are to be at most.
 
         Without ``resume_leases`` the workers of earlier days are known to be gone: what they held
@@ -205,6 +208,7 @@ class Orchestrator:
         self._store = store
         self._source = source
         self._dataset = dataset
+        self._section = section
         self._room = _Room(store.snapshot.counts, None if source.catalogued else limit)
         self._places = PlaceReader(is_lister=True)
         self._tokens = tokens
@@ -732,6 +736,7 @@ class Orchestrator:
         return SetMeta(
             {
                 "dataset": self._dataset,
+                DATASET_SECTION: self._section,
                 "recipe": self._recipe.fingerprint,
                 "output_fields": "\n".join(self._recipe.output_fields),
                 _SEED: self._seed,

@@ -28,12 +28,23 @@ class Format(StrEnum):
     IMAGEFOLDER = "imagefolder"
     SIMPLETUNER = "simpletuner"
     WEBSHART = "webshart"
+    WEBDATASET = "webdataset"
     ALL = "all"
 
 
 _OF_TEXTS: Final = frozenset(
-    {Format.TXT, Format.KOHYA, Format.IMAGEFOLDER, Format.SIMPLETUNER, Format.WEBSHART, Format.ALL}
+    {
+        Format.TXT,
+        Format.KOHYA,
+        Format.IMAGEFOLDER,
+        Format.SIMPLETUNER,
+        Format.WEBSHART,
+        Format.WEBDATASET,
+        Format.ALL,
+    }
 )
+DEFAULT_SHARD_SIZE: Final = 10_000
+DEFAULT_SHARD_MIB: Final = 1024.0
 _OPTIMIZED: Final = frozenset({Format.LANCE, Format.PARQUET, Format.ALL})
 
 
@@ -101,7 +112,8 @@ def export(
         list[str] | None,
         typer.Option(
             metavar="LIST",
-            help="Columns to write, comma-separated, in formats of whole rows. [default: all]",
+            help="Columns to write, comma-separated, in formats of whole rows. [default: all; "
+            "webdataset: those about the image]",
         ),
     ] = None,
     limit: Annotated[
@@ -148,6 +160,35 @@ def export(
             help="Use less disk: remove earlier versions (lance), compress harder (parquet).",
         ),
     ] = False,
+    shard_size: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            min=1,
+            max=100_000,
+            help="Samples of a tar at most (webdataset). [default: 10000]",
+        ),
+    ] = None,
+    shard_mib: Annotated[
+        float | None,
+        typer.Option(
+            metavar="MIB", min=0.01, help="MiB of a tar at most (webdataset). [default: 1024]"
+        ),
+    ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Whose dataset section says where the images are, if the run's folder does not "
+            "(webdataset).",
+        ),
+    ] = None,
+    dataset: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PLACE", help="Where the images are now, if they were moved (webdataset)."
+        ),
+    ] = None,
     undo: Annotated[
         bool,
         typer.Option(
@@ -173,7 +214,10 @@ def export(
     - kohya, imagefolder, simpletuner: the texts as trainers read them, in OUTPUT/metadata.json,
       OUTPUT/metadata.jsonl and OUTPUT/captions.parquet.
     - webshart: texts go into the metadata of tars that is in OUTPUT.
-    - all: each of these that can be made here.
+    - webdataset: new tars, OUTPUT/default-000000.tar and so on, with each captioned image, its
+      texts and its columns. Images are read where they were captioned. Run again, it writes only
+      tars whose samples are others than before, and goes on where it was interrupted.
+    - all: each of these that can be made here, but for webdataset, which copies all images.
 
     Examples:
     - `caption-flow export --format txt --output photos --prefix "ohwx, "`
@@ -192,6 +236,15 @@ def export(
     _refuse_where_it_means_nothing(format_, only_txt, frozenset({Format.TXT}))
     _refuse_where_it_means_nothing(format_, of_texts, _OF_TEXTS)
     _refuse_where_it_means_nothing(format_, {"--optimize": optimize}, _OPTIMIZED)
+    of_tars = {
+        "--shard-size": shard_size is not None,
+        "--shard-mib": shard_mib is not None,
+        "--config": config is not None,
+        "--dataset": dataset is not None,
+    }
+    _refuse_where_it_means_nothing(format_, of_tars, frozenset({Format.WEBDATASET}))
+    if format_ is Format.WEBDATASET and existing is Existing.BACKUP:
+        usage_error("--existing backup means nothing with --format webdataset: tars are no texts")
     if template is not None and (export_column or per_field):
         usage_error("--template says which fields go into a text: drop --export-column")
     if not stats_only and not undo:
@@ -227,6 +280,10 @@ def export(
             include_empty=include_empty,
             optimize=optimize,
             as_json=as_json,
+            shard_size=shard_size or DEFAULT_SHARD_SIZE,
+            shard_mib=shard_mib or DEFAULT_SHARD_MIB,
+            config=config,
+            dataset=dataset,
         )
     )
 

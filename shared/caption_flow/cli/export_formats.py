@@ -62,6 +62,12 @@ class Request:
     include_empty: bool = False
     optimize: bool = False
     as_json: bool = False
+    shard_size: int = 10_000
+    shard_mib: float = 1024
+    config: Path | None = None
+    dataset: str | None = None
+    images_read: Callable[[int], None] | None = field(default=None, repr=False, compare=False)
+    """Hears of rows whose images have been dealt with, in formats that have images."""
     number: int = field(default_factory=lambda: secrets.randbits(31))
     """Tells this export from others: `--undo` takes back all formats of one."""
 
@@ -75,12 +81,14 @@ class Format:
 
     ``carries_texts``: it is made of the items' texts, so that the options about those hold, and
     whatever column the texts need is read. ``obstacle`` says why it cannot be made here, or
-    nothing: only `ALL` asks, who wants the one format gets its own error.
+    nothing: only `ALL` asks, who wants the one format gets its own error. One that
+    ``copies_images`` is no part of `ALL`.
     """
 
     write: Export
     carries_texts: bool = False
     obstacle: Callable[[Request, Collection[str]], str] = lambda _request, _shards: ""
+    copies_images: bool = False
 
 
 def require_known(option: str, kind: str, names: Collection[str], known: Collection[str]) -> None:
@@ -174,6 +182,14 @@ def _webshart(request: Request, contents: StorageContents) -> list[ExportReport]
                 replaced=replaced,
             )
         ]
+
+
+def _webdataset(request: Request, contents: StorageContents) -> list[ExportReport]:
+    listing = _listing(request, contents)
+    # Sources and their storages take a while to import, and no other format reads images.
+    from caption_flow.cli.export_tars import write_tars  # noqa: PLC0415
+
+    return [write_tars(request, contents, listing)]
 
 
 @contextmanager
@@ -290,5 +306,6 @@ FORMATS: Final[dict[str, Format]] = {
         carries_texts=True,
     ),
     "webshart": Format(_webshart, carries_texts=True, obstacle=_without_metadata),
+    "webdataset": Format(_webdataset, carries_texts=True, copies_images=True),
 }
 """In this order where all are wanted: what refuses a choice of texts comes before any file."""

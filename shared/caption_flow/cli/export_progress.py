@@ -45,6 +45,7 @@ class ExportProgress:
         self._task: TaskID | None = None
         self._began = clock()
         self._shown = False
+        self._reads_images = False
 
     def __enter__(self) -> Self:
         return self
@@ -63,14 +64,28 @@ class ExportProgress:
         if self._task is not None:
             self._progress.remove_task(self._task)
         self._task = self._progress.add_task(format_, total=rows)
+        self._reads_images = False
+
+    def counting_images(self) -> Callable[[int], None]:
+        """Return what is to be told of rows from now on: reading images takes the time, not rows.
+
+        What passes over the store say is not heard any more, until another format is written.
+        """
+        self.begin_pass()
+        self._reads_images = True
+        return self._advance
 
     def begin_pass(self) -> None:
         """Start anew: some formats look at all rows before they write any."""
-        if self._task is not None:
+        if self._task is not None and not self._reads_images:
             self._progress.reset(self._task)
 
     def advance(self, rows: int, /) -> None:
         """Count rows, and show the bar if it is time to."""
+        if not self._reads_images:
+            self._advance(rows)
+
+    def _advance(self, rows: int) -> None:
         if self._task is None:
             return
         self._progress.advance(self._task, rows)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-from collections.abc import Mapping
-from contextlib import closing
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,39 +30,61 @@ from caption_flow.storage.reader import StorageReader
 def export_rows(request: Request) -> None:
     """Write what is asked for and print what was done."""
     choice = Choice(request.endings, request.condition)
-    with storage_failures(request.data_dir), ExportProgress() as progress:
+    with (
+        storage_failures(request.data_dir),
+        _opened(request, choice) as rows,
+        ExportProgress() as progress,
+    ):
         try:
             reports = [
                 report
                 for name in _formats(request)
-                for report in _export(request, name, choice, progress)
+                for report in _export(request, name, rows, choice, progress)
             ]
         except (ExportError, ChoiceError) as error:
             raise CommandFailed(str(error)) from error
     if request.as_json:
         print_json([report.facts() for report in reports])
-        return
+    else:
+        _print_reports(reports)
+    _fail_without_images(sum(report.without_image for report in reports))
+
+
+def _print_reports(reports: list[ExportReport]) -> None:
     for report in reports:
         print(f"{for_people(report.destination)}: {report.summary()}")
         for problem in report.problems:
             print(f"Note: {for_people(problem)}")
 
 
+def _fail_without_images(count: int) -> None:
+    if count:
+        images = "1 image is" if count == 1 else f"{count:,} images are"
+        raise CommandFailed(
+            f"{images} left out, unreadable or changed since captioned: the same command tries "
+            "again, and writes only the tars concerned"
+        )
+
+
 def _formats(request: Request) -> list[str]:
-    return list(FORMATS) if request.format == ALL else [request.format]
+    if request.format != ALL:
+        return [request.format]
+    return [name for name, format_ in FORMATS.items() if not format_.copies_images]
 
 
 def _export(
-    request: Request, name: str, choice: Choice, progress: ExportProgress
+    request: Request, name: str, rows: _Rows, choice: Choice, progress: ExportProgress
 ) -> list[ExportReport]:
     """Write one format; one that cannot be made here is left out where all are asked for."""
     format_ = FORMATS[name]
-    contents, shards = _contents(request, format_, choice, progress)
-    if request.format == ALL and (obstacle := format_.obstacle(request, shards)):
+    contents = _contents(request, format_, rows, choice, progress)
+    if request.format == ALL and (obstacle := format_.obstacle(request, rows.shards)):
         left_out = ExportReport(request.output)
         left_out.problems.append(f"{name} was left out: {obstacle}")
         return [left_out]
     progress.writing(name, contents.total_rows)
+    if format_.copies_images:
+        request = replace(request, images_read=progress.counting_images())
     reports = format_.write(request, contents)
     for report in reports:
         if choice.left_out:
@@ -121,10 +144,28 @@ def _require_run(data_dir: Path) -> None:
         )
 
 
-def _contents(
-    request: Request, format_: Format, choice: Choice, progress: ExportProgress
-) -> tuple[StorageContents, tuple[str, ...]]:
-    """Return what is to be exported, to be read when it is passed over, and the shards there are.
+class _Rows:
+    """A run's rows at one moment, whichever format passes over them, and however often.
+
+    A `RowReader` that stays open: who opened it closes it.
+    """
+
+    def __init__(self, reader: StorageReader, wanted: Collection[str] | None) -> None:
+        self._reader = reader
+        self.columns = reader.columns
+        self.output_fields = reader.output_fields
+        self.shards = reader.shards
+        self.total = reader.count_rows(wanted)
+        self.count_rows = reader.count_rows
+        self.batches = reader.batches
+
+    def close(self) -> None:
+        """Leave it open."""
+
+
+@contextmanager
+def _opened(request: Request, choice: Choice) -> Iterator[_Rows]:
+    """Open the store, and end the command if it does not have what is asked for.
 
     Raises:
         StorageError: the store cannot be read.
@@ -136,24 +177,32 @@ def _contents(
         require_known("--filename-column", "column", [request.filename_column], reader.columns)
         require_known("--columns", "column", request.columns, reader.columns)
         require_known("--shard", "shard", request.shards, reader.shards)
-        chooses = bool(choice.endings or choice.condition)
-        if chooses:
+        if _chooses(choice):
             _refuse_condition(choice, reader)
-        shards = frozenset(request.shards) or None
-        columns = reader.columns if format_.carries_texts else request.columns or reader.columns
-        contents = StorageContents.reading(
-            Selection(
-                lambda: StorageReader(request.data_dir),
-                shards,
-                request.limit,
-                choice if chooses else None,
-                progress,
-            ),
-            columns=list(columns),
-            output_fields=[name for name in reader.output_fields if name in columns],
-            total_rows=reader.count_rows(shards),
-        )
-        return contents, reader.shards
+        yield _Rows(reader, frozenset(request.shards) or None)
+
+
+def _contents(
+    request: Request, format_: Format, rows: _Rows, choice: Choice, progress: ExportProgress
+) -> StorageContents:
+    """Return what is to be exported, to be read when it is passed over."""
+    columns = rows.columns if format_.carries_texts else request.columns or rows.columns
+    return StorageContents.reading(
+        Selection(
+            lambda: rows,
+            frozenset(request.shards) or None,
+            request.limit,
+            choice if _chooses(choice) else None,
+            progress,
+        ),
+        columns=list(columns),
+        output_fields=[name for name in rows.output_fields if name in columns],
+        total_rows=rows.total,
+    )
+
+
+def _chooses(choice: Choice) -> bool:
+    return bool(choice.endings or choice.condition)
 
 
 def _refuse_condition(choice: Choice, reader: StorageReader) -> None:

@@ -72,3 +72,20 @@ def test_a_second_pass_counts_anew(tmp_path: Path) -> None:
             assert len(list(rows.iter_rows(["status"]))) == 3
     assert "3/3 rows" in screen.getvalue()
     assert "6/3" not in screen.getvalue()
+
+
+def test_where_images_take_the_time_they_are_counted_and_not_rows() -> None:
+    clock = Clock()
+    screen = io.StringIO()
+    console = Console(file=screen, force_terminal=True, width=120, highlight=False)
+    reader = Stored([stored(0), stored(1)], [stored(2)])
+    with ExportProgress(console, clock) as progress:
+        progress.writing("webdataset", 3)
+        done = progress.counting_images()
+        assert len(list(contents(progress, reader).iter_rows(["status"]))) == 3
+        clock.now += 5
+        done(1)
+        assert "1/3 rows" in screen.getvalue()
+        done(1)
+    assert "2/3 rows" in screen.getvalue()
+    assert "3/3" not in screen.getvalue()

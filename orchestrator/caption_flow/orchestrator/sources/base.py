@@ -115,7 +115,8 @@ class RunFolder:
 
     ``shards`` are those listed before; ``columns`` the dataset's columns that prompts name.
     ``limit`` and ``skip`` narrow a folder of files (see `LocalSource`): all other sources are
-    narrowed by whoever lists them.
+    narrowed by whoever lists them. Where ``only_reads``, nothing is listed or captioned: what has
+    changed since is no reason to refuse, only the items concerned cannot be read.
     """
 
     data_dir: Path
@@ -124,6 +125,7 @@ class RunFolder:
     columns: tuple[str, ...] = ()
     limit: int | None = None
     skip: Callable[[bytes], bool] | None = None
+    only_reads: bool = False
 
 
 class Source(ABC):

@@ -125,6 +125,7 @@ class TarSource(Source):
         self._shelf = shelf
         self._videos = videos
         self._columns = frozenset(folder.columns)
+        self._only_reads = folder.only_reads
         self._pool = ThreadPoolExecutor(_READERS, thread_name_prefix="tars")
         self._facts = {name: _remembered(shard) for name, shard in folder.shards.items()}
         self._gone: set[str] = set(self._facts) - set(self._tars)
@@ -263,6 +264,15 @@ class TarSource(Source):
 
     def _compared(self, tar: Tar) -> _Facts | None:
         """Return a listed tar's facts as they are now, None if it is gone."""
+        try:
+            return self._now(tar)
+        except SourceError:
+            if self._only_reads:  # another version is not the one listed, and nothing of it is read
+                return self._facts[tar.name]
+            raise
+
+    def _now(self, tar: Tar) -> _Facts | None:
+        """Return the same; raises `SourceError` if it cannot be told or is another tar."""
         known = self._facts[tar.name]
         try:
             now = facts_of(tar)

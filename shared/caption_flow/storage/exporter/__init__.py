@@ -14,6 +14,7 @@ from caption_flow.storage.exporter.sidecars import Existing
 from caption_flow.storage.exporter.simpletuner import export_simpletuner
 from caption_flow.storage.exporter.storage_exporter import StorageExporter
 from caption_flow.storage.exporter.txt import export_txt
+from caption_flow.storage.exporter.webdataset import export_webdataset
 from caption_flow.storage.exporter.webshart import export_webshart
 
 __all__ = [
@@ -32,5 +33,6 @@ __all__ = [
     "export_parquet",
     "export_simpletuner",
     "export_txt",
+    "export_webdataset",
     "export_webshart",
 ]

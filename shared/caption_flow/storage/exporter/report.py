@@ -29,6 +29,10 @@ class Skip(StrEnum):
     """The status or the filter that was asked for is another."""
     BAD_NAME = "bad name"
     """The item's name is missing, leads out of the folder, or is none this disk can hold."""
+    UNREADABLE = "unreadable"
+    """The item's image cannot be read now."""
+    CHANGED = "changed"
+    """The item's image has become another since it was captioned."""
 
 
 @dataclass(slots=True)
@@ -57,8 +61,18 @@ class ExportReport:
     def skip(self, reason: Skip, problem: str | None = None) -> None:
         """Count an item that got nothing, and keep the sentence about it while there is room."""
         self.skipped[reason] += 1
-        if problem is not None and len(self.problems) < MAX_PROBLEMS:
+        if problem is not None:
+            self.tell(problem)
+
+    def tell(self, problem: str) -> None:
+        """Keep a sentence while there is room."""
+        if len(self.problems) < MAX_PROBLEMS:
             self.problems.append(problem)
+
+    @property
+    def without_image(self) -> int:
+        """How many captioned items are not there since their images could not be had."""
+        return self.skipped[Skip.UNREADABLE] + self.skipped[Skip.CHANGED]
 
     def facts(self) -> dict[str, object]:
         """Return the report for scripts."""
