@@ -66,7 +66,7 @@ def _section(
     remembered: dict[str, str], config: Path | None, dataset_path: str | None
 ) -> DatasetConfig:
     if config is not None:
-        section = load_or_refuse(config, {}).dataset
+        section = load_or_refuse(config, {}).config.dataset
     elif DATASET_SECTION in remembered:
         section = from_text(remembered[DATASET_SECTION])
     elif dataset_path is not None:

@@ -130,7 +130,9 @@ class _Seer:
         self._request = request
         self._index = index
         self._sight: Sight | None = None
-        config = None if request.config is None else load_or_refuse(request.config, {}).dataset
+        config = (
+            None if request.config is None else load_or_refuse(request.config, {}).config.dataset
+        )
         self._config = config
 
     def find(self, row: Row) -> Image.Image | str:
