@@ -18,7 +18,11 @@ TOKEN = "hf_made_up"
 STRANGER = "hf_of_somebody_else"
 """A token of an account that may see public datasets, and has accepted no conditions."""
 CONVERTED = "refs/convert/parquet"
-_FAULTS = {"500": web.HTTPInternalServerError(), "503": web.HTTPServiceUnavailable()}
+_FAULTS = {
+    "500": web.HTTPInternalServerError,
+    "503": web.HTTPServiceUnavailable,
+    "429": web.HTTPTooManyRequests,
+}
 
 
 @dataclass
@@ -70,16 +74,8 @@ class Hub:
         self.ranges.clear()
 
     async def __aenter__(self) -> Self:
-        app = web.Application()
-        api = r"/api/datasets/{org}/{name}"
-        app.router.add_get(api, self._info)
-        app.router.add_get(api + r"/revision/{revision}", self._info)
-        app.router.add_get(api + r"/auth-check", self._check)
-        app.router.add_get(api + r"/tree/{revision}", self._tree)
-        app.router.add_get(api + r"/tree/{revision}/{path:.+}", self._tree)
-        app.router.add_post(api + r"/paths-info/{revision}", self._paths)
-        app.router.add_get(r"/datasets/{org}/{name}/resolve/{revision}/{path:.+}", self._resolve)
-        app.router.add_get(r"/storage/{org}/{name}/{revision}/{path:.+}", self._read)
+        app = web.Application(client_max_size=2**30)
+        self.routes(app)
         self._runner = web.AppRunner(app)
         await self._runner.setup()
         site = web.TCPSite(self._runner, "127.0.0.1", 0)
@@ -90,6 +86,17 @@ class Hub:
     async def __aexit__(self, *_: object) -> None:
         assert self._runner is not None
         await self._runner.cleanup()
+
+    def routes(self, app: web.Application) -> None:
+        api = r"/api/datasets/{org}/{name}"
+        app.router.add_get(api, self._info)
+        app.router.add_get(api + r"/revision/{revision}", self._info)
+        app.router.add_get(api + r"/auth-check", self._check)
+        app.router.add_get(api + r"/tree/{revision}", self._tree)
+        app.router.add_get(api + r"/tree/{revision}/{path:.+}", self._tree)
+        app.router.add_post(api + r"/paths-info/{revision}", self._paths)
+        app.router.add_get(r"/datasets/{org}/{name}/resolve/{revision}/{path:.+}", self._resolve)
+        app.router.add_get(r"/storage/{org}/{name}/{revision}/{path:.+}", self._read)
 
     def _repository(self, request: web.Request) -> Repository:
         found = self.repositories.get("{org}/{name}".format(**request.match_info))
@@ -172,8 +179,10 @@ class Hub:
         path = request.match_info["path"]
         if path not in files:
             raise _refusal(404, "EntryNotFound")
-        where = "/storage/{org}/{name}".format(**request.match_info) + f"/{commit}/{path}"
-        headers = {"Location": where, "X-Repo-Commit": commit, "ETag": f'"{commit}"'}
+        where = self.url + "/storage/{org}/{name}".format(**request.match_info) + f"/{commit}/{path}"
+        mark = f'"{git_hash(files[path])}"'
+        size = str(len(files[path]))
+        headers = {"Location": where, "X-Repo-Commit": commit, "ETag": mark, "X-Linked-Size": size}
         return web.Response(status=302, headers=headers)
 
     async def _read(self, request: web.Request) -> web.Response:
@@ -194,8 +203,16 @@ class Hub:
 def _entry(path: str, data: bytes | None) -> dict[str, Any]:
     if data is None:
         return {"type": "directory", "path": path, "oid": "0" * 40, "size": 0}
-    oid = hashlib.sha1(data, usedforsecurity=False).hexdigest()
-    return {"type": "file", "path": path, "size": len(data), "oid": oid}
+    found = {"type": "file", "path": path, "size": len(data), "oid": git_hash(data)}
+    if path.endswith(".parquet"):
+        sha256 = hashlib.sha256(data).hexdigest()
+        found["lfs"] = {"oid": sha256, "size": len(data), "pointerSize": 130}
+    return found
+
+
+def git_hash(data: bytes) -> str:
+    """Return what git calls a file of this content."""
+    return hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
 
 
 def _refusal(status: int, code: str | None, message: str | None = None) -> web.HTTPException:

@@ -734,6 +734,7 @@ class Orchestrator:
                 "dataset": self._dataset,
                 "recipe": self._recipe.fingerprint,
                 "output_fields": "\n".join(self._recipe.output_fields),
+                "stages": _told_of(self._recipe),
                 _SEED: self._seed,
             }
         )
@@ -1190,6 +1191,13 @@ def _parcels(items: Sequence[ItemDescription]) -> Iterator[tuple[ItemDescription
         parcel.append(item)
         size += length
     yield tuple(parcel)
+
+
+def _told_of(recipe: Recipe) -> str:
+    """Return what exports tell people of the stages, as JSON."""
+    names = ("name", "model", "prompts", "output_field")
+    told = [{name: getattr(stage, name) for name in names} for stage in recipe.stages]
+    return msgspec.json.encode(told).decode()
 
 
 def _resumable(snapshot: Snapshot, recipe: Recipe) -> list[RememberedLease]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping
 from enum import StrEnum
 from pathlib import Path
@@ -27,13 +28,18 @@ class Format(StrEnum):
     IMAGEFOLDER = "imagefolder"
     SIMPLETUNER = "simpletuner"
     WEBSHART = "webshart"
+    HUGGINGFACE_HUB = "huggingface_hub"
     ALL = "all"
 
 
 _OF_TEXTS: Final = frozenset(
     {Format.TXT, Format.KOHYA, Format.IMAGEFOLDER, Format.SIMPLETUNER, Format.WEBSHART, Format.ALL}
 )
-_OPTIMIZED: Final = frozenset({Format.LANCE, Format.PARQUET, Format.ALL})
+_OPTIMIZED: Final = frozenset({Format.LANCE, Format.PARQUET, Format.HUGGINGFACE_HUB, Format.ALL})
+_OF_THE_HUB: Final = frozenset({Format.HUGGINGFACE_HUB, Format.ALL})
+_SHARD_MIB: Final = 128
+_SPLIT: Final = re.compile(r"\w+(\.\w+)*")
+"""As `datasets` has it."""
 
 
 class Existing(StrEnum):
@@ -147,6 +153,45 @@ def export(
             help="Use less disk: remove earlier versions (lance), compress harder (parquet).",
         ),
     ] = False,
+    hf_dataset: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ORG/NAME",
+            help="Dataset repository of the hub to upload to; made if it is not there "
+            "(huggingface_hub, all).",
+        ),
+    ] = None,
+    private: Annotated[
+        bool,
+        typer.Option(
+            "--private", help="Make a new repository private; refuse one that is public already."
+        ),
+    ] = False,
+    license_: Annotated[
+        str | None,
+        typer.Option(
+            "--license", metavar="NAME", help="License that the card names, such as cc-by-4.0."
+        ),
+    ] = None,
+    nsfw: Annotated[
+        bool, typer.Option("--nsfw", help="Tag the dataset not-for-all-audiences.")
+    ] = False,
+    tags: Annotated[
+        list[str] | None,
+        typer.Option(metavar="LIST", help="More tags of the card, comma-separated."),
+    ] = None,
+    split: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Split that all rows go to at the hub. [default: what the column split says, or "
+            "the source's own, or train]",
+        ),
+    ] = None,
+    hf_shard_mib: Annotated[
+        float,
+        typer.Option(metavar="MIB", min=0.01, help="About how large each file at the hub is."),
+    ] = _SHARD_MIB,
     undo: Annotated[
         bool,
         typer.Option(
@@ -172,11 +217,14 @@ def export(
     - kohya, imagefolder, simpletuner: the texts as trainers read them, in OUTPUT/metadata.json,
       OUTPUT/metadata.jsonl and OUTPUT/captions.parquet.
     - webshart: texts go into the metadata of tars that is in OUTPUT.
-    - all: each of these that can be made here.
+    - huggingface_hub: all rows as a dataset of the hub, with a card, in one commit. One that was
+      interrupted goes on. Takes HF_TOKEN, or hf auth login.
+    - all: each of these that can be made here; the hub only with --hf-dataset.
 
     Examples:
     - `caption-flow export --format txt --output photos --prefix "ohwx, "`
     - `caption-flow export --format parquet --status ok --filter "image_width >= 1024"`
+    - `caption-flow export --format huggingface_hub --hf-dataset me/photos --license cc-by-4.0`
     - `caption-flow export --undo`
     """
     configure_logging("export", verbose=verbose)
@@ -190,13 +238,27 @@ def export(
     }
     _refuse_where_it_means_nothing(format_, only_txt, frozenset({Format.TXT}))
     _refuse_where_it_means_nothing(format_, of_texts, _OF_TEXTS)
+    of_the_hub = {
+        "--hf-dataset": hf_dataset is not None,
+        "--private": private,
+        "--license": license_ is not None,
+        "--nsfw": nsfw,
+        "--tags": bool(tags),
+        "--split": split is not None,
+        "--hf-shard-mib": hf_shard_mib != _SHARD_MIB,
+    }
+    _refuse_where_it_means_nothing(format_, of_the_hub, _OF_THE_HUB)
+    if hf_dataset is None and (format_ is Format.HUGGINGFACE_HUB or any(of_the_hub.values())):
+        usage_error("--hf-dataset ORG/NAME is missing: it names the repository to upload to")
+    if split is not None and not _SPLIT.fullmatch(split):
+        usage_error(f"--split: {split!r} is no split: letters, digits, _ and single dots")
     _refuse_where_it_means_nothing(format_, {"--optimize": optimize}, _OPTIMIZED)
     if template is not None and (export_column or per_field):
         usage_error("--template says which fields go into a text: drop --export-column")
-    if not stats_only and not undo:
+    if not stats_only and not undo and format_ is not Format.HUGGINGFACE_HUB:
         refuse_unwritable(output, "choose another folder (--output)")
 
-    from caption_flow.cli.export_formats import Request  # noqa: PLC0415
+    from caption_flow.cli.export_formats import HubRequest, Request  # noqa: PLC0415
     from caption_flow.cli.exporting import export_rows, print_stats, undo_last  # noqa: PLC0415
 
     if stats_only:
@@ -224,6 +286,17 @@ def export(
             existing=existing.value,
             include_empty=include_empty,
             optimize=optimize,
+            hub=None
+            if hf_dataset is None
+            else HubRequest(
+                hf_dataset,
+                private,
+                license_,
+                nsfw,
+                _listed(tags),
+                split,
+                int(hf_shard_mib * 2**20),
+            ),
             as_json=as_json,
         )
     )

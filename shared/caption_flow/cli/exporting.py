@@ -20,6 +20,7 @@ from caption_flow.storage.database import LEDGER_FILE
 from caption_flow.storage.exported import UNDO_FILE
 from caption_flow.storage.exporter.encoding import json_bytes
 from caption_flow.storage.exporter.errors import ExportError
+from caption_flow.storage.exporter.hub_client import HubMistakeError
 from caption_flow.storage.exporter.report import ExportReport, Skip
 from caption_flow.storage.exporter.undo import undo_export
 from caption_flow.storage.manager import StorageManager
@@ -36,13 +37,15 @@ def export_rows(request: Request) -> None:
                 for name in _formats(request)
                 for report in _export(request, name, choice, progress)
             ]
+        except HubMistakeError as error:
+            usage_error(error)
         except (ExportError, ChoiceError) as error:
             raise CommandFailed(str(error)) from error
     if request.as_json:
         print_json([report.facts() for report in reports])
         return
     for report in reports:
-        print(f"{for_people(report.destination)}: {report.summary()}")
+        print(f"{for_people(report.shown)}: {report.summary()}")
         for problem in report.problems:
             print(f"Note: {for_people(problem)}")
 
@@ -140,7 +143,10 @@ def _contents(
         if chooses:
             _refuse_condition(choice, reader)
         shards = frozenset(request.shards) or None
-        columns = reader.columns if format_.carries_texts else request.columns or reader.columns
+        columns = reader.columns
+        if request.columns and not format_.carries_texts:
+            also = (name for name in format_.also_reads if name in reader.columns)
+            columns = tuple(dict.fromkeys((*request.columns, *also)))
         contents = StorageContents.reading(
             Selection(
                 lambda: StorageReader(request.data_dir),
