@@ -179,25 +179,30 @@ class Hub:
         path = request.match_info["path"]
         if path not in files:
             raise _refusal(404, "EntryNotFound")
-        where = self.url + "/storage/{org}/{name}".format(**request.match_info) + f"/{commit}/{path}"
-        mark = f'"{git_hash(files[path])}"'
-        size = str(len(files[path]))
-        headers = {"Location": where, "X-Repo-Commit": commit, "ETag": mark, "X-Linked-Size": size}
+        where = "/storage/{org}/{name}".format(**request.match_info) + f"/{commit}/{path}"
+        headers = {"Location": where, **_marks(commit, files[path])}
         return web.Response(status=302, headers=headers)
 
     async def _read(self, request: web.Request) -> web.Response:
         name = "{org}/{name}".format(**request.match_info)
         path = request.match_info["path"]
         self._strike(request, path)
-        data = self.repositories[name].past[request.match_info["revision"]][path]
+        commit = request.match_info["revision"]
+        data = self.repositories[name].past[commit][path]
+        marks = _marks(commit, data)
         asked = re.fullmatch(r"bytes=(\d+)-(\d+)", request.headers.get("Range", ""))
         if asked is None:
             self.ranges.append((path, 0, len(data)))
-            return web.Response(body=data)
+            return web.Response(body=data, headers=marks)
         first, last = int(asked[1]), min(int(asked[2]), len(data) - 1)
         self.ranges.append((path, first, last - first + 1))
-        headers = {"Content-Range": f"bytes {first}-{last}/{len(data)}"}
+        headers = {"Content-Range": f"bytes {first}-{last}/{len(data)}", **marks}
         return web.Response(status=206, body=data[first : last + 1], headers=headers)
+
+
+def _marks(commit: str, data: bytes) -> dict[str, str]:
+    """Return what tells of a file's version, wherever a redirect leads."""
+    return {"X-Repo-Commit": commit, "ETag": f'"{git_hash(data)}"'}
 
 
 def _entry(path: str, data: bytes | None) -> dict[str, Any]:

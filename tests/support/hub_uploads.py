@@ -51,6 +51,8 @@ class UploadHub(Hub):
         self.go_on = asyncio.Event()
         self.before_commit: list[dict[str, bytes]] = []
         """Files that somebody else commits just before the next commits arrive."""
+        self.invisible: set[str] = set()
+        """Names that are taken by what nobody may see."""
 
     def routes(self, app: web.Application) -> None:
         super().routes(app)
@@ -83,7 +85,7 @@ class UploadHub(Hub):
             raise _no(401, "Invalid username or password.")
         if given != f"Bearer {TOKEN}" or asked["organization"] not in OWN:
             raise _no(403, "You don't have the rights to create a dataset under the namespace")
-        if name in self.repositories:
+        if name in self.repositories or name in self.invisible:
             raise _no(409, "You already created this dataset repo")
         private = asked.get("visibility") == "private" or bool(asked.get("private"))
         self.repositories[name] = Repository(

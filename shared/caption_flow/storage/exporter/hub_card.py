@@ -44,6 +44,8 @@ _SIZES: Final = (
 )
 _LARGEST: Final = "1B<n<10B"
 _MOST_NAMED: Final = 100
+_NOBODY: Final = "local"
+"""Whose rows those are that `caption-flow run` made with the token it made for itself."""
 _MEANINGS: Final[Mapping[str, str]] = {
     "item_key": "identity of the image in the dataset",
     "shard": "file of the dataset that it is in",
@@ -203,7 +205,7 @@ def _section(facts: CardFacts) -> list[str]:
         lines += ["", f"Flagged: {_listed(tally.flags)}."]
     lines += ["", "## Fields", "", *_table(("column", "type", "what"), _fields(facts))]
     lines += ["", "## How it was made", "", *_making(facts)]
-    named = {name: count for name, count in tally.contributors.most_common() if name}
+    named = {name: count for name, count in tally.contributors.items() if name != _NOBODY}
     if named:
         lines += ["", "## Contributors", "", "Captioned by " + _listed(named) + "."]
     return lines
