@@ -343,10 +343,10 @@ async def _loaded(here: Path, hub: UploadHub, name: str) -> dict[str, list[str]]
     return found
 
 
-def _split_run(here: Path, **facts: str) -> None:
+def _split_run(here: Path) -> None:
     kinds = ("train", "test", None)
     rows = [captioned(number, split=kinds[number % 3]) for number in range(90)]
-    make_run(here / "run", rows, columns={"split": pa.string()}, **facts)
+    make_run(here / "run", rows, columns={"split": pa.string()})
 
 
 async def test_splits_are_kept_and_read_by_datasets(tmp_path: Path) -> None:
@@ -360,8 +360,8 @@ async def test_splits_are_kept_and_read_by_datasets(tmp_path: Path) -> None:
 
 
 async def test_the_sources_own_split_is_kept_unless_another_is_named(tmp_path: Path) -> None:
-    facts = {"dataset": "them/pictures (validation, large) at v1"}
-    make_run(tmp_path / "run", [captioned(number) for number in range(3)], **facts)
+    source = "them/pictures (validation, large) at v1"
+    make_run(tmp_path / "run", [captioned(number) for number in range(3)], dataset=source)
     async with UploadHub() as hub:
         await uploaded(tmp_path, hub)
         assert shards(hub) == ["captions/validation-00000.parquet"]

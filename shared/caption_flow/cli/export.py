@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Mapping
 from enum import StrEnum
 from pathlib import Path
@@ -38,8 +37,6 @@ _OF_TEXTS: Final = frozenset(
 _OPTIMIZED: Final = frozenset({Format.LANCE, Format.PARQUET, Format.HUGGINGFACE_HUB, Format.ALL})
 _OF_THE_HUB: Final = frozenset({Format.HUGGINGFACE_HUB, Format.ALL})
 _SHARD_MIB: Final = 128
-_SPLIT: Final = re.compile(r"\w+(\.\w+)*")
-"""As `datasets` has it."""
 
 
 class Existing(StrEnum):
@@ -250,8 +247,6 @@ def export(
     _refuse_where_it_means_nothing(format_, of_the_hub, _OF_THE_HUB)
     if hf_dataset is None and (format_ is Format.HUGGINGFACE_HUB or any(of_the_hub.values())):
         usage_error("--hf-dataset ORG/NAME is missing: it names the repository to upload to")
-    if split is not None and not _SPLIT.fullmatch(split):
-        usage_error(f"--split: {split!r} is no split: letters, digits, _ and single dots")
     _refuse_where_it_means_nothing(format_, {"--optimize": optimize}, _OPTIMIZED)
     if template is not None and (export_column or per_field):
         usage_error("--template says which fields go into a text: drop --export-column")
@@ -260,7 +255,10 @@ def export(
 
     from caption_flow.cli.export_formats import HubRequest, Request  # noqa: PLC0415
     from caption_flow.cli.exporting import export_rows, print_stats, undo_last  # noqa: PLC0415
+    from caption_flow.storage.exporter.hub_shards import is_split  # noqa: PLC0415
 
+    if split is not None and not is_split(split):
+        usage_error(f"--split: {split!r} is no split: letters, digits, _ and single dots")
     if stats_only:
         print_stats(data_dir, as_json=as_json)
         return

@@ -25,7 +25,7 @@ from caption_flow.storage.exported import UNDO_FILE, Replaced, exported_from, re
 from caption_flow.storage.exporter.captioned import Listing
 from caption_flow.storage.exporter.csv_file import export_csv
 from caption_flow.storage.exporter.errors import ExportError, naming
-from caption_flow.storage.exporter.hub import ALSO_READ, SHARD_MIB, Publication, export_hub
+from caption_flow.storage.exporter.hub import ALSO_READ, Publication, export_hub
 from caption_flow.storage.exporter.hub_card import StageFacts
 from caption_flow.storage.exporter.imagefolder import export_imagefolder
 from caption_flow.storage.exporter.json_files import export_json_files
@@ -57,7 +57,7 @@ class HubRequest:
     nsfw: bool = False
     tags: tuple[str, ...] = ()
     split: str | None = None
-    shard_bytes: int = SHARD_MIB * 2**20
+    shard_bytes: int = 128 * 2**20
 
 
 @dataclass(frozen=True, slots=True)

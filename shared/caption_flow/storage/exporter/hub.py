@@ -53,7 +53,6 @@ ALSO_READ: Final = (
     "recipe",
 )
 """Columns that splits and card are made of, whether they are written or not."""
-SHARD_MIB: Final = 128
 _AT_ONCE: Final = 4
 """Files on the disk, and on their way."""
 _COMMITS: Final = 5
@@ -82,7 +81,7 @@ class Publication:
     stages: tuple[StageFacts, ...] = ()
     keep_existing: bool = False
     optimize: bool = False
-    shard_bytes: int = SHARD_MIB * 2**20
+    shard_bytes: int = 128 * 2**20
 
 
 def export_hub(contents: StorageContents, publication: Publication, data_dir: Path) -> ExportReport:

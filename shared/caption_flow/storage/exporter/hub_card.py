@@ -194,7 +194,7 @@ def _section(facts: CardFacts) -> list[str]:
     tally = facts.tally
     what = _link(facts.source) if facts.source else "images"
     lines = [
-        f"Captions of {what}: {tally.rows:,} rows, {tally.captioned:,} of them captioned. The "
+        f"Captions of {what}: {_rows(tally.rows)}, {tally.captioned:,} of them captioned. The "
         "images are not in here; `item_key`, `filename` and `url` say which they are.",
         "",
         *_table(("split", "rows"), [(split, f"{tally.splits[split]:,}") for split in facts.splits]),
@@ -209,6 +209,10 @@ def _section(facts: CardFacts) -> list[str]:
     if named:
         lines += ["", "## Contributors", "", "Captioned by " + _listed(named) + "."]
     return lines
+
+
+def _rows(count: int) -> str:
+    return "1 row" if count == 1 else f"{count:,} rows"
 
 
 def _fields(facts: CardFacts) -> list[tuple[str, str, str]]:
