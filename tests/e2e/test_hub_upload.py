@@ -17,7 +17,7 @@ import pytest
 import yaml
 
 from tests.support.cli import Finished, caption_flow, running
-from tests.support.hub import STRANGER, TOKEN, Repository
+from tests.support.hub import STRANGER, TOKEN, Repository, lfs_facts
 from tests.support.hub_uploads import UploadHub
 from tests.support.made_run import captioned, make_run
 from tests.support.stored import failed
@@ -223,6 +223,27 @@ async def test_what_others_change_meanwhile_is_kept(here: Path) -> None:
         assert text.count("caption-flow: begin") == 1
         assert "c" in head["tags"]
         assert len(head["configs"]) == 1
+
+
+async def test_files_go_up_through_xet_where_it_is_installed(
+    here: Path, beside_the_hub: pytest.MonkeyPatch
+) -> None:
+    beside_the_hub.delenv("HF_HUB_DISABLE_XET")
+    (here / "xet").mkdir()
+    async with UploadHub(here / "xet") as hub:
+        await uploaded(here, hub)
+        (commit,) = hub.commits
+        assert len(shards(hub)) > 3
+        assert commit.added == [*shards(hub), "README.md", ".caption-flow.json"]
+        listed = json.loads(hub.files("words")[".caption-flow.json"])["files"]
+        at_the_hub = {path: lfs_facts(hub.files("words")[path]) for path in shards(hub)}
+        assert at_the_hub == {path: (one["sha256"], one["size"]) for path, one in listed.items()}
+        kept = sum(path.stat().st_size for path in (here / "xet").rglob("default.*"))
+        assert kept > sum(size for _, size in at_the_hub.values()) / 2, "it compresses them, too"
+        begun = hub.begun
+        done = await uploaded(here, hub)
+        assert "0 written, 300 unchanged" in done.out
+        assert (hub.begun, len(hub.commits)) == (begun, 1)
 
 
 # ------------------------------------------------------------------------------------- refused

@@ -17,6 +17,7 @@ from aiohttp import web
 TOKEN = "hf_made_up"
 STRANGER = "hf_of_somebody_else"
 """A token of an account that may see public datasets, and has accepted no conditions."""
+_POINTER = b"version https://git-lfs.github.com/spec/v1"
 CONVERTED = "refs/convert/parquet"
 _FAULTS = {
     "500": web.HTTPInternalServerError,
@@ -208,11 +209,24 @@ def _marks(commit: str, data: bytes) -> dict[str, str]:
 def _entry(path: str, data: bytes | None) -> dict[str, Any]:
     if data is None:
         return {"type": "directory", "path": path, "oid": "0" * 40, "size": 0}
-    found = {"type": "file", "path": path, "size": len(data), "oid": git_hash(data)}
+    found: dict[str, Any] = {"type": "file", "path": path, "size": len(data), "oid": git_hash(data)}
     if path.endswith(".parquet"):
-        sha256 = hashlib.sha256(data).hexdigest()
-        found["lfs"] = {"oid": sha256, "size": len(data), "pointerSize": 130}
+        sha256, size = lfs_facts(data)
+        found |= {"size": size, "lfs": {"oid": sha256, "size": size, "pointerSize": 130}}
     return found
+
+
+def lfs_facts(data: bytes) -> tuple[str, int]:
+    """Return the SHA-256 and the size of what a file holds, or points to."""
+    if not data.startswith(_POINTER):
+        return hashlib.sha256(data).hexdigest(), len(data)
+    _, oid, size = data.decode().splitlines()
+    return oid.removeprefix("oid sha256:"), int(size.removeprefix("size "))
+
+
+def pointer(sha256: str, size: int) -> bytes:
+    """Return what git has of a file that is elsewhere (git-lfs, docs/spec.md)."""
+    return _POINTER + f"\noid sha256:{sha256}\nsize {size}\n".encode()
 
 
 def git_hash(data: bytes) -> str:

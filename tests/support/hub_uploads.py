@@ -1,7 +1,7 @@
 """The stand-in for the hub with what uploads need: repositories made, files taken, commits.
 
-Files go through LFS, as `huggingface_hub` does it where Xet is switched off (`HF_HUB_DISABLE_XET`):
-Xet's own storage has no stand-in.
+Files go through LFS, as `huggingface_hub` does it where Xet is switched off (`HF_HUB_DISABLE_XET`),
+or through Xet into a folder that `hf_xet` takes for its storage; from there none can be read back.
 """
 
 from __future__ import annotations
@@ -10,13 +10,15 @@ import asyncio
 import base64
 import hashlib
 import json
+import time
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import yaml
 from aiohttp import web
 
-from tests.support.hub import TOKEN, Hub, Repository, git_hash
+from tests.support.hub import TOKEN, Hub, Repository, git_hash, lfs_facts, pointer
 
 LICENSES = {"cc-by-4.0", "mit", "apache-2.0"}
 OWN = {"org"}
@@ -40,8 +42,9 @@ class UploadHub(Hub):
     ``hang`` (until `go_on` is set).
     """
 
-    def __init__(self, **repositories: Repository) -> None:
+    def __init__(self, xet: Path | None = None, **repositories: Repository) -> None:
         super().__init__(**repositories)
+        self.xet = xet
         self.objects: dict[str, bytes] = {}
         self.uploads: list[str] = []
         """SHA-256 of each object that was taken whole."""
@@ -62,6 +65,7 @@ class UploadHub(Hub):
         app.router.add_post(api + r"/preupload/{revision}", self._preupload)
         app.router.add_post(api + r"/commit/{revision}", self._commit)
         app.router.add_post(r"/datasets/{org}/{name}.git/info/lfs/objects/batch", self._batch)
+        app.router.add_get(api + r"/xet-write-token/{revision}", self._xet_token)
         app.router.add_put(r"/lfs/{oid}", self._put)
         app.router.add_post(r"/lfs/verify", self._verify)
 
@@ -134,6 +138,14 @@ class UploadHub(Hub):
             objects.append({**one, **({} if there else {"actions": actions})})
         return web.json_response({"transfer": "basic", "objects": objects})
 
+    async def _xet_token(self, request: web.Request) -> web.Response:
+        self._strike(request, "xet")
+        self._writable(request)
+        self.begun += 1
+        until = int(time.time()) + 3600
+        found = {"casUrl": f"local://{self.xet}", "accessToken": "t", "exp": until}
+        return web.json_response(found)
+
     async def _put(self, request: web.Request) -> web.Response:
         self.begun += 1
         waiting = self.faults.get("put")
@@ -190,14 +202,19 @@ class UploadHub(Hub):
                 files[path] = base64.b64decode(value["content"])
                 done.added.append(path)
             case "lfsFile":
-                files[path] = self.objects[value["oid"]]
-                assert len(files[path]) == value["size"]
+                files[path] = self._object(value["oid"], value["size"])
                 done.added.append(path)
             case "deletedFile":
                 del files[path]
                 done.deleted.append(path)
             case _:
                 raise AssertionError(key)
+
+    def _object(self, sha256: str, size: int) -> bytes:
+        if self.xet is not None:
+            return pointer(sha256, size)
+        assert len(self.objects[sha256]) == size
+        return self.objects[sha256]
 
 
 def is_lfs(path: str) -> bool:
@@ -207,7 +224,7 @@ def is_lfs(path: str) -> bool:
 def _identity(path: str, data: bytes | None) -> str | None:
     if data is None:
         return None
-    return hashlib.sha256(data).hexdigest() if is_lfs(path) else git_hash(data)
+    return lfs_facts(data)[0] if is_lfs(path) else git_hash(data)
 
 
 def _no(status: int, message: str) -> web.HTTPException:
