@@ -4,26 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import json
-import re
 import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from tests.support.cli import Finished, caption_flow, running
-from tests.support.hub import STRANGER, TOKEN, Repository, lfs_facts
+from tests.support.cli import caption_flow, running
+from tests.support.hub import TOKEN, Repository, lfs_facts
 from tests.support.hub_uploads import UploadHub
 from tests.support.made_run import captioned, make_run
 from tests.support.stored import failed
+from tests.support.uploading import arguments, card, rows_in, shards, upload, uploaded
 
-SHARD = "0.02"
-"""MiB: a file holds some thirty of these rows."""
 STAGES = [{"name": "s", "model": "m", "prompts": ["Say <it> `so`."], "output_field": "captions"}]
 
 
@@ -39,41 +35,6 @@ def here(tmp_path: Path) -> Path:
     rows = [captioned(number) for number in range(299)]
     make_run(tmp_path / "run", [*rows, failed(299)], stages=json.dumps(STAGES))
     return tmp_path
-
-
-def arguments(*more: str, dataset: str = "org/words") -> list[str]:
-    common = ["export", "--data-dir", "run", "--format", "huggingface_hub"]
-    return [*common, "--hf-dataset", dataset, "--hf-shard-mib", SHARD, *more]
-
-
-async def upload(
-    here: Path, hub: UploadHub, *more: str, dataset: str = "org/words", token: str | None = TOKEN
-) -> Finished:
-    env = {"HF_ENDPOINT": hub.url, "HF_TOKEN": token or ""}
-    return await asyncio.to_thread(
-        lambda: caption_flow(*arguments(*more, dataset=dataset), cwd=here, env=env)
-    )
-
-
-async def uploaded(here: Path, hub: UploadHub, *more: str) -> Finished:
-    done = await upload(here, hub, *more)
-    assert done.code == 0, done.said
-    return done
-
-
-def shards(hub: UploadHub, name: str = "words") -> list[str]:
-    return sorted(path for path in hub.files(name) if path.endswith(".parquet"))
-
-
-def rows_in(hub: UploadHub, name: str = "words") -> list[dict[str, Any]]:
-    tables = [pq.read_table(pa.BufferReader(hub.files(name)[path])) for path in shards(hub, name)]
-    found: list[dict[str, Any]] = pa.concat_tables(tables).to_pylist()
-    return found
-
-
-def card(hub: UploadHub) -> tuple[dict[str, Any], str]:
-    _, head, text = hub.files("words")["README.md"].decode().split("---\n", 2)
-    return yaml.safe_load(head), text
 
 
 async def test_rows_go_up_whole_with_a_card_in_one_commit(here: Path) -> None:
@@ -244,85 +205,6 @@ async def test_files_go_up_through_xet_where_it_is_installed(
         done = await uploaded(here, hub)
         assert "0 written, 300 unchanged" in done.out
         assert (hub.begun, len(hub.commits)) == (begun, 1)
-
-
-# ------------------------------------------------------------------------------------- refused
-
-OTHERS = {"README.md": b"# Theirs\n", "data/train.csv": b"a,b"}
-REFUSED: dict[str, tuple[dict[str, Any], int, str]] = {
-    "no token": ({"token": None}, 2, "no token is given .* hf auth login, or set HF_TOKEN"),
-    "a token that is none": ({"token": "hf_mistyped"}, 2, "refuses the token given here"),
-    "a token that may not": (
-        {"token": STRANGER, "dataset": "org/public"},
-        2,
-        "may not write to org/public: take one that has the right",
-    ),
-    "another's account": ({"dataset": "them/words"}, 2, "may not write to them/words: .*namespace"),
-    "another's dataset": ({"dataset": "them/theirs"}, 2, "may not write to them/theirs"),
-    "a hidden one of the same name": (
-        {"dataset": "org/hidden"},
-        2,
-        "org/hidden is there already, and the token given here",
-    ),
-    "no name": ({"dataset": "org/a b"}, 2, "--hf-dataset: .*org/a b"),
-    "no account": ({"dataset": "words"}, 2, "'words' is no ORG/NAME, such as me/words"),
-    "an unknown license": ({"more": ["--license", "min"]}, 2, '"license" must be one of'),
-    "public, though to be private": (
-        {"dataset": "org/public", "more": ["--private"]},
-        2,
-        "org/public is public, and an export changes no repository's visibility",
-    ),
-    "others' data": (
-        {"dataset": "org/taken"},
-        2,
-        r"has data that no export wrote \(data/train.csv\): choose a repository of its own",
-    ),
-    "no row": ({"more": ["--filter", "item_index < 0"]}, 1, "no row is left to upload"),
-    "too many splits": (
-        {"more": ["--filter", "true"], "run": "split"},
-        1,
-        "more than 16 splits: --split NAME",
-    ),
-}
-
-
-@pytest.mark.parametrize("case", REFUSED)
-async def test_what_cannot_be_is_refused_with_a_sentence(here: Path, case: str) -> None:
-    asked, code, says = REFUSED[case]
-    asked = dict(asked)
-    if asked.pop("run", None):
-        rows = [captioned(number, split=f"part {number}") for number in range(30)]
-        make_run(here / "other", rows, columns={"split": pa.string()})
-        (here / "run").rename(here / "first")
-        (here / "other").rename(here / "run")
-    public = Repository({"main": {".gitattributes": b""}})
-    async with UploadHub(public=public, taken=Repository({"main": dict(OTHERS)})) as hub:
-        hub.repositories["them/theirs"] = Repository({"main": {}})
-        hub.invisible = {"org/hidden"}
-        done = await upload(here, hub, *asked.pop("more", []), **asked)
-        assert done.code == code, done.said
-        (error,) = done.errors
-        assert re.search(says, error), error
-        assert not hub.commits
-        assert hub.repositories["org/taken"].branches["main"] == OTHERS
-        assert not (here / "run/hub_spool").exists()
-
-
-@pytest.mark.parametrize(
-    ("more", "says"),
-    [
-        (("--format", "jsonl", "--private", "--hf-dataset", "a/b"), "--hf-dataset means nothing"),
-        (("--format", "huggingface_hub"), "--hf-dataset ORG/NAME is missing"),
-        (("--format", "all", "--nsfw"), "--hf-dataset ORG/NAME is missing"),
-        (("--format", "all", "--hf-dataset", "a/b", "--split", "a b"), "--split: 'a b' is no"),
-    ],
-)
-def test_options_that_do_not_fit_change_nothing(
-    here: Path, more: tuple[str, ...], says: str
-) -> None:
-    done = caption_flow("export", "--data-dir", "run", *more, cwd=here)
-    assert done.code == 2
-    assert says in done.errors[0]
 
 
 async def test_a_private_dataset_stays_private(here: Path) -> None:
