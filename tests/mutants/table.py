@@ -85,6 +85,7 @@ EXPORT_TESTS: Final = (
     "tests/unit/storage/test_export_readers.py",
 )
 UPLOAD_TESTS: Final = ("tests/e2e/test_hub_upload.py",)
+INTERRUPTED_TESTS: Final = ("tests/e2e/test_hub_interruptions.py",)
 REFUSAL_TESTS: Final = ("tests/e2e/test_hub_refusals.py",)
 CARD_TESTS: Final = ("tests/unit/storage/test_export_hub.py",)
 OUTBOX_TESTS: Final = ("tests/unit/worker/test_outbox.py", "tests/property/test_outbox.py")
@@ -1899,7 +1900,7 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
         f"{EXPORTER}/hub_client.py",
         "return status in _PASSING",
         "return False",
-        UPLOAD_TESTS,
+        INTERRUPTED_TESTS,
     ),
     Mutant(
         "others' files go",
@@ -1923,7 +1924,7 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
         f"{EXPORTER}/hub.py",
         "lock = FolderLock(folder)",
         "lock = FolderLock(data_dir)",
-        UPLOAD_TESTS,
+        INTERRUPTED_TESTS,
     ),
     Mutant(
         "public after all",
