@@ -10,10 +10,10 @@ import pyarrow as pa
 import pytest
 
 from tests.support.cli import caption_flow
-from tests.support.hub import STRANGER, Repository
+from tests.support.hub import STRANGER, TOKEN, Repository
 from tests.support.hub_uploads import UploadHub
 from tests.support.made_run import captioned, make_run
-from tests.support.uploading import upload
+from tests.support.uploading import arguments, upload
 
 
 @pytest.fixture(autouse=True)
@@ -85,6 +85,25 @@ async def test_what_cannot_be_is_refused_with_a_sentence(here: Path, case: str) 
         assert not hub.commits
         assert hub.repositories["org/taken"].branches["main"] == OTHERS
         assert not (here / "run/hub_spool").exists()
+
+
+@pytest.mark.parametrize(
+    ("setting", "code", "says"),
+    [
+        (("HF_HUB_OFFLINE", "1"), 2, "HF_HUB_OFFLINE is set: nothing can be uploaded"),
+        (("HF_TOKEN", TOKEN), 1, "org/words could not be written: .*refused; the"),
+    ],
+)
+def test_a_hub_that_is_out_of_reach_is_said_to_be(
+    here: Path, beside_the_hub: pytest.MonkeyPatch, setting: tuple[str, str], code: int, says: str
+) -> None:
+    beside_the_hub.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    beside_the_hub.setenv("HF_TOKEN", TOKEN)
+    beside_the_hub.setenv(*setting)
+    done = caption_flow(*arguments(), cwd=here)
+    assert done.code == code
+    assert re.search(says, done.errors[-1]), done.said
+    assert not (here / "run/hub_spool").exists()
 
 
 @pytest.mark.parametrize(
