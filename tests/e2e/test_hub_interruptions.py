@@ -72,31 +72,6 @@ async def test_one_folder_is_uploaded_from_once_at_a_time(here: Path) -> None:
         assert len(rows_in(hub)) == 300
 
 
-TROUBLES: dict[str, dict[str, list[str]]] = {
-    "the server fails everywhere": {
-        "create": ["500"],
-        "preupload": ["503"],
-        "batch": ["500"],
-        "put": ["500"],
-        "commit": ["500"],
-        "/api/datasets/org/words": ["503"],
-    },
-    "too many requests": {"put": ["429"], "commit": ["429"]},
-    "connections are cut": {"put": ["reset"], "batch": ["reset"], "commit": ["reset"]},
-    "the answer to the commit is lost": {"commit": ["lost"]},
-}
-
-
-@pytest.mark.parametrize("trouble", TROUBLES)
-async def test_what_passes_is_waited_for(here: Path, trouble: str) -> None:
-    async with UploadHub() as hub:
-        hub.faults = TROUBLES[trouble]
-        await uploaded(here, hub)
-        assert not any(hub.faults.values()), "each was met"
-        assert len(hub.commits) == 1
-        assert len(rows_in(hub)) == 300
-
-
 async def test_files_go_up_through_xet_where_it_is_installed(
     here: Path, beside_the_hub: pytest.MonkeyPatch
 ) -> None:

@@ -84,9 +84,8 @@ EXPORT_TESTS: Final = (
     "tests/unit/storage/test_export_trainers.py",
     "tests/unit/storage/test_export_readers.py",
 )
-UPLOAD_TESTS: Final = ("tests/e2e/test_hub_upload.py",)
+UPLOAD_TESTS: Final = ("tests/integration/storage/test_hub_upload.py",)
 INTERRUPTED_TESTS: Final = ("tests/e2e/test_hub_interruptions.py",)
-REFUSAL_TESTS: Final = ("tests/e2e/test_hub_refusals.py",)
 CARD_TESTS: Final = ("tests/unit/storage/test_export_hub.py",)
 OUTBOX_TESTS: Final = ("tests/unit/worker/test_outbox.py", "tests/property/test_outbox.py")
 
@@ -1900,7 +1899,7 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
         f"{EXPORTER}/hub_client.py",
         "return status in _PASSING",
         "return False",
-        INTERRUPTED_TESTS,
+        UPLOAD_TESTS,
     ),
     Mutant(
         "others' files go",
@@ -1932,7 +1931,7 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
         f"{EXPORTER}/hub.py",
         "if seen is not None and wants_private and not seen.private:",
         "if seen is None and wants_private and not seen:",
-        REFUSAL_TESTS,
+        UPLOAD_TESTS,
     ),
     Mutant(
         "captions among others' data",
@@ -1940,7 +1939,7 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
         f"{EXPORTER}/hub.py",
         "        if in_the_way:",
         "        if False:",
-        REFUSAL_TESTS,
+        UPLOAD_TESTS,
     ),
     Mutant(
         "names as markup",

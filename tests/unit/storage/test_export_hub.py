@@ -40,13 +40,16 @@ def batch(rows: list[Item], schema: pa.Schema = SCHEMA) -> pa.RecordBatch:
 def written(folder: Path, batches: list[pa.RecordBatch], splitting: Splitting) -> list[Shard]:
     folder.mkdir()
     writer = ShardWriter(folder, batches[0].schema, shard_bytes=20_000)
-    shards = [
-        shard
-        for one in batches
-        for split, rows in splitting.of(one)
-        for shard in writer.add(split, rows)
-    ]
-    return [*shards, *writer.finish()]
+    try:
+        shards = [
+            shard
+            for one in batches
+            for split, rows in splitting.of(one)
+            for shard in writer.add(split, rows)
+        ]
+        return [*shards, *writer.finish()]
+    finally:
+        writer.abandon()
 
 
 def tally(*rows: Item) -> Tally:

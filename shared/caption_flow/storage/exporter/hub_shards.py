@@ -10,6 +10,7 @@ import hashlib
 import inspect
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, Final, cast
@@ -173,8 +174,13 @@ class ShardWriter:
     def abandon(self) -> None:
         """Close what is open, whatever it holds; idempotent."""
         for rows in self._splits.values():
+            if rows.writer is not None:
+                with suppress(OSError, ValueError, pa.ArrowException):
+                    rows.writer.close()
+                rows.writer.is_open = False  # else it tries once more when it is collected
             if rows.sink is not None:
-                rows.sink.close()
+                with suppress(OSError):
+                    rows.sink.close()
 
     def _waiting(self, split: str) -> int:
         return self._splits[split].waiting_bytes
