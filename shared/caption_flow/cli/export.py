@@ -147,7 +147,8 @@ def export(
         bool,
         typer.Option(
             "--optimize",
-            help="Use less disk: remove earlier versions (lance), compress harder (parquet).",
+            help="Use less disk: remove earlier versions (lance), compress harder (parquet, "
+            "huggingface_hub).",
         ),
     ] = False,
     hf_dataset: Annotated[
