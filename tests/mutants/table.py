@@ -1922,7 +1922,7 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
         "one folder is uploaded from once at a time",
         f"{EXPORTER}/hub.py",
         "lock = FolderLock(folder)",
-        "lock = FolderLock(data_dir)",
+        'lock = FolderLock(Path(__import__("tempfile").mkdtemp()))',
         INTERRUPTED_TESTS,
     ),
     Mutant(
