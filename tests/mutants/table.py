@@ -99,6 +99,9 @@ VIEWER_TESTS: Final = (
 )
 BROWSE_TESTS: Final = ("tests/integration/storage/test_browse.py",)
 TARS_OUT_TESTS: Final = ("tests/unit/storage/test_export_webdataset.py",)
+UPLOAD_TESTS: Final = ("tests/integration/storage/test_hub_upload.py",)
+INTERRUPTED_TESTS: Final = ("tests/e2e/test_hub_interruptions.py",)
+CARD_TESTS: Final = ("tests/unit/storage/test_export_hub.py",)
 OUTBOX_TESTS: Final = ("tests/unit/worker/test_outbox.py", "tests/property/test_outbox.py")
 
 
@@ -2132,5 +2135,85 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
         "%~.",
         "%~",
         ("tests/unit/storage/test_tar_names.py",),
+    ),
+    Mutant(
+        "a commit over others'",
+        "what others change at the hub meanwhile is kept",
+        f"{EXPORTER}/hub_client.py",
+        "parent_commit=parent,",
+        "parent_commit=None,",
+        UPLOAD_TESTS,
+    ),
+    Mutant(
+        "impatience with the hub",
+        "what the hub fails at for a moment is asked again",
+        f"{EXPORTER}/hub_client.py",
+        "return status in _PASSING",
+        "return False",
+        UPLOAD_TESTS,
+    ),
+    Mutant(
+        "others' files go",
+        "an upload removes its own files only",
+        f"{EXPORTER}/hub.py",
+        "sorted(self._ours() - kept)",
+        "sorted(set(self._there().files) - kept)",
+        UPLOAD_TESTS,
+    ),
+    Mutant(
+        "the same files again",
+        "what the repository has is not sent again",
+        f"{EXPORTER}/hub.py",
+        "        if self._has(shard):\n            shard.file",
+        "        if False:\n            shard.file",
+        UPLOAD_TESTS,
+    ),
+    Mutant(
+        "two uploads of one folder",
+        "one folder is uploaded from once at a time",
+        f"{EXPORTER}/hub.py",
+        "lock = FolderLock(folder)",
+        'lock = FolderLock(Path(__import__("tempfile").mkdtemp()))',
+        INTERRUPTED_TESTS,
+    ),
+    Mutant(
+        "public after all",
+        "what is to be private goes into no public repository",
+        f"{EXPORTER}/hub.py",
+        "if seen is not None and wants_private and not seen.private:",
+        "if seen is None and wants_private and not seen:",
+        UPLOAD_TESTS,
+    ),
+    Mutant(
+        "captions among others' data",
+        "a repository with others' data is refused",
+        f"{EXPORTER}/hub.py",
+        "        if in_the_way:",
+        "        if False:",
+        UPLOAD_TESTS,
+    ),
+    Mutant(
+        "names as markup",
+        "what others wrote never becomes markup of a card",
+        f"{EXPORTER}/hub_card.py",
+        r"""re.sub(r"([\\`*_{}\[\]<>()#|!~&])", r"\\\1", " ".join(name.split()))""",
+        """" ".join(name.split())""",
+        CARD_TESTS,
+    ),
+    Mutant(
+        "a card in our hand",
+        "a card that needs no change stays as people wrote it",
+        f"{EXPORTER}/hub_card.py",
+        "if text and _plain(head) == before:",
+        "if False:",
+        CARD_TESTS,
+    ),
+    Mutant(
+        "files as large as batches",
+        "files at the hub are of the size that was asked for",
+        f"{EXPORTER}/hub_shards.py",
+        "for piece in _pieces(batch, self._group_bytes):",
+        "for piece in (batch,):",
+        CARD_TESTS,
     ),
 )

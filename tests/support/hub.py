@@ -17,8 +17,13 @@ from aiohttp import web
 TOKEN = "hf_made_up"
 STRANGER = "hf_of_somebody_else"
 """A token of an account that may see public datasets, and has accepted no conditions."""
+_POINTER = b"version https://git-lfs.github.com/spec/v1"
 CONVERTED = "refs/convert/parquet"
-_FAULTS = {"500": web.HTTPInternalServerError(), "503": web.HTTPServiceUnavailable()}
+_FAULTS = {
+    "500": web.HTTPInternalServerError,
+    "503": web.HTTPServiceUnavailable,
+    "429": web.HTTPTooManyRequests,
+}
 
 
 @dataclass
@@ -70,16 +75,8 @@ class Hub:
         self.ranges.clear()
 
     async def __aenter__(self) -> Self:
-        app = web.Application()
-        api = r"/api/datasets/{org}/{name}"
-        app.router.add_get(api, self._info)
-        app.router.add_get(api + r"/revision/{revision}", self._info)
-        app.router.add_get(api + r"/auth-check", self._check)
-        app.router.add_get(api + r"/tree/{revision}", self._tree)
-        app.router.add_get(api + r"/tree/{revision}/{path:.+}", self._tree)
-        app.router.add_post(api + r"/paths-info/{revision}", self._paths)
-        app.router.add_get(r"/datasets/{org}/{name}/resolve/{revision}/{path:.+}", self._resolve)
-        app.router.add_get(r"/storage/{org}/{name}/{revision}/{path:.+}", self._read)
+        app = web.Application(client_max_size=2**30)
+        self.routes(app)
         self._runner = web.AppRunner(app)
         await self._runner.setup()
         site = web.TCPSite(self._runner, "127.0.0.1", 0)
@@ -90,6 +87,17 @@ class Hub:
     async def __aexit__(self, *_: object) -> None:
         assert self._runner is not None
         await self._runner.cleanup()
+
+    def routes(self, app: web.Application) -> None:
+        api = r"/api/datasets/{org}/{name}"
+        app.router.add_get(api, self._info)
+        app.router.add_get(api + r"/revision/{revision}", self._info)
+        app.router.add_get(api + r"/auth-check", self._check)
+        app.router.add_get(api + r"/tree/{revision}", self._tree)
+        app.router.add_get(api + r"/tree/{revision}/{path:.+}", self._tree)
+        app.router.add_post(api + r"/paths-info/{revision}", self._paths)
+        app.router.add_get(r"/datasets/{org}/{name}/resolve/{revision}/{path:.+}", self._resolve)
+        app.router.add_get(r"/storage/{org}/{name}/{revision}/{path:.+}", self._read)
 
     def _repository(self, request: web.Request) -> Repository:
         found = self.repositories.get("{org}/{name}".format(**request.match_info))
@@ -173,29 +181,57 @@ class Hub:
         if path not in files:
             raise _refusal(404, "EntryNotFound")
         where = "/storage/{org}/{name}".format(**request.match_info) + f"/{commit}/{path}"
-        headers = {"Location": where, "X-Repo-Commit": commit, "ETag": f'"{commit}"'}
+        headers = {"Location": where, **_marks(commit, files[path])}
         return web.Response(status=302, headers=headers)
 
     async def _read(self, request: web.Request) -> web.Response:
         name = "{org}/{name}".format(**request.match_info)
         path = request.match_info["path"]
         self._strike(request, path)
-        data = self.repositories[name].past[request.match_info["revision"]][path]
+        commit = request.match_info["revision"]
+        data = self.repositories[name].past[commit][path]
+        marks = _marks(commit, data)
         asked = re.fullmatch(r"bytes=(\d+)-(\d+)", request.headers.get("Range", ""))
         if asked is None:
             self.ranges.append((path, 0, len(data)))
-            return web.Response(body=data)
+            return web.Response(body=data, headers=marks)
         first, last = int(asked[1]), min(int(asked[2]), len(data) - 1)
         self.ranges.append((path, first, last - first + 1))
-        headers = {"Content-Range": f"bytes {first}-{last}/{len(data)}"}
+        headers = {"Content-Range": f"bytes {first}-{last}/{len(data)}", **marks}
         return web.Response(status=206, body=data[first : last + 1], headers=headers)
+
+
+def _marks(commit: str, data: bytes) -> dict[str, str]:
+    """Return what tells of a file's version, wherever a redirect leads."""
+    return {"X-Repo-Commit": commit, "ETag": f'"{git_hash(data)}"'}
 
 
 def _entry(path: str, data: bytes | None) -> dict[str, Any]:
     if data is None:
         return {"type": "directory", "path": path, "oid": "0" * 40, "size": 0}
-    oid = hashlib.sha1(data, usedforsecurity=False).hexdigest()
-    return {"type": "file", "path": path, "size": len(data), "oid": oid}
+    found: dict[str, Any] = {"type": "file", "path": path, "size": len(data), "oid": git_hash(data)}
+    if path.endswith(".parquet"):
+        sha256, size = lfs_facts(data)
+        found |= {"size": size, "lfs": {"oid": sha256, "size": size, "pointerSize": 130}}
+    return found
+
+
+def lfs_facts(data: bytes) -> tuple[str, int]:
+    """Return the SHA-256 and the size of what a file holds, or points to."""
+    if not data.startswith(_POINTER):
+        return hashlib.sha256(data).hexdigest(), len(data)
+    _, oid, size = data.decode().splitlines()
+    return oid.removeprefix("oid sha256:"), int(size.removeprefix("size "))
+
+
+def pointer(sha256: str, size: int) -> bytes:
+    """Return what git has of a file that is elsewhere (git-lfs, docs/spec.md)."""
+    return _POINTER + f"\noid sha256:{sha256}\nsize {size}\n".encode()
+
+
+def git_hash(data: bytes) -> str:
+    """Return what git calls a file of this content."""
+    return hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
 
 
 def _refusal(status: int, code: str | None, message: str | None = None) -> web.HTTPException:

@@ -739,6 +739,7 @@ class Orchestrator:
                 DATASET_SECTION: self._section,
                 "recipe": self._recipe.fingerprint,
                 "output_fields": "\n".join(self._recipe.output_fields),
+                "stages": _told_of(self._recipe),
                 _SEED: self._seed,
             }
         )
@@ -1195,6 +1196,13 @@ def _parcels(items: Sequence[ItemDescription]) -> Iterator[tuple[ItemDescription
         parcel.append(item)
         size += length
     yield tuple(parcel)
+
+
+def _told_of(recipe: Recipe) -> str:
+    """Return what exports tell people of the stages, as JSON."""
+    names = ("name", "model", "prompts", "output_field")
+    told = [{name: getattr(stage, name) for name in names} for stage in recipe.stages]
+    return msgspec.json.encode(told).decode()
 
 
 def _resumable(snapshot: Snapshot, recipe: Recipe) -> list[RememberedLease]:

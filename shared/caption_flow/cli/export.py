@@ -29,6 +29,7 @@ class Format(StrEnum):
     SIMPLETUNER = "simpletuner"
     WEBSHART = "webshart"
     WEBDATASET = "webdataset"
+    HUGGINGFACE_HUB = "huggingface_hub"
     ALL = "all"
 
 
@@ -45,7 +46,9 @@ _OF_TEXTS: Final = frozenset(
 )
 DEFAULT_SHARD_SIZE: Final = 10_000
 DEFAULT_SHARD_MIB: Final = 1024.0
-_OPTIMIZED: Final = frozenset({Format.LANCE, Format.PARQUET, Format.ALL})
+_OPTIMIZED: Final = frozenset({Format.LANCE, Format.PARQUET, Format.HUGGINGFACE_HUB, Format.ALL})
+_OF_THE_HUB: Final = frozenset({Format.HUGGINGFACE_HUB, Format.ALL})
+_SHARD_MIB: Final = 128
 
 
 class Existing(StrEnum):
@@ -157,7 +160,8 @@ def export(
         bool,
         typer.Option(
             "--optimize",
-            help="Use less disk: remove earlier versions (lance), compress harder (parquet).",
+            help="Use less disk: remove earlier versions (lance), compress harder (parquet, "
+            "huggingface_hub).",
         ),
     ] = False,
     shard_size: Annotated[
@@ -189,6 +193,45 @@ def export(
             metavar="PLACE", help="Where the images are now, if they were moved (webdataset)."
         ),
     ] = None,
+    hf_dataset: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ORG/NAME",
+            help="Dataset repository of the hub to upload to; made if it is not there "
+            "(huggingface_hub, all).",
+        ),
+    ] = None,
+    private: Annotated[
+        bool,
+        typer.Option(
+            "--private", help="Make a new repository private; refuse one that is public already."
+        ),
+    ] = False,
+    license_: Annotated[
+        str | None,
+        typer.Option(
+            "--license", metavar="NAME", help="License that the card names, such as cc-by-4.0."
+        ),
+    ] = None,
+    nsfw: Annotated[
+        bool, typer.Option("--nsfw", help="Tag the dataset not-for-all-audiences.")
+    ] = False,
+    tags: Annotated[
+        list[str] | None,
+        typer.Option(metavar="LIST", help="More tags of the card, comma-separated."),
+    ] = None,
+    split: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Split that all rows go to at the hub. [default: what the column split says, or "
+            "the source's own, or train]",
+        ),
+    ] = None,
+    hf_shard_mib: Annotated[
+        float,
+        typer.Option(metavar="MIB", min=0.01, help="About how large each file at the hub is."),
+    ] = _SHARD_MIB,
     undo: Annotated[
         bool,
         typer.Option(
@@ -217,11 +260,15 @@ def export(
     - webdataset: new tars, OUTPUT/default-000000.tar and so on, with each captioned image, its
       texts and its columns. Images are read where they were captioned. Run again, it writes only
       tars whose samples are others than before, and goes on where it was interrupted.
-    - all: each of these that can be made here, but for webdataset, which copies all images.
+    - huggingface_hub: all rows as a dataset of the hub, with a card, in one commit. One that was
+      interrupted goes on. Takes HF_TOKEN, or hf auth login.
+    - all: each of these that can be made here, but for webdataset, which copies all images; the hub
+      only with --hf-dataset.
 
     Examples:
     - `caption-flow export --format txt --output photos --prefix "ohwx, "`
     - `caption-flow export --format parquet --status ok --filter "image_width >= 1024"`
+    - `caption-flow export --format huggingface_hub --hf-dataset me/photos --license cc-by-4.0`
     - `caption-flow export --undo`
     """
     configure_logging("export", verbose=verbose)
@@ -235,6 +282,18 @@ def export(
     }
     _refuse_where_it_means_nothing(format_, only_txt, frozenset({Format.TXT}))
     _refuse_where_it_means_nothing(format_, of_texts, _OF_TEXTS)
+    of_the_hub = {
+        "--hf-dataset": hf_dataset is not None,
+        "--private": private,
+        "--license": license_ is not None,
+        "--nsfw": nsfw,
+        "--tags": bool(tags),
+        "--split": split is not None,
+        "--hf-shard-mib": hf_shard_mib != _SHARD_MIB,
+    }
+    _refuse_where_it_means_nothing(format_, of_the_hub, _OF_THE_HUB)
+    if hf_dataset is None and (format_ is Format.HUGGINGFACE_HUB or any(of_the_hub.values())):
+        usage_error("--hf-dataset ORG/NAME is missing: it names the repository to upload to")
     _refuse_where_it_means_nothing(format_, {"--optimize": optimize}, _OPTIMIZED)
     of_tars = {
         "--shard-size": shard_size is not None,
@@ -247,12 +306,15 @@ def export(
         usage_error("--existing backup means nothing with --format webdataset: tars are no texts")
     if template is not None and (export_column or per_field):
         usage_error("--template says which fields go into a text: drop --export-column")
-    if not stats_only and not undo:
+    if not stats_only and not undo and format_ is not Format.HUGGINGFACE_HUB:
         refuse_unwritable(output, "choose another folder (--output)")
 
-    from caption_flow.cli.export_formats import Request  # noqa: PLC0415
+    from caption_flow.cli.export_formats import HubRequest, Request  # noqa: PLC0415
     from caption_flow.cli.exporting import export_rows, print_stats, undo_last  # noqa: PLC0415
+    from caption_flow.storage.exporter.hub_shards import is_split  # noqa: PLC0415
 
+    if split is not None and not is_split(split):
+        usage_error(f"--split: {split!r} is no split: letters, digits, _ and single dots")
     keep_pandas_out()
     if stats_only:
         print_stats(data_dir, as_json=as_json)
@@ -279,6 +341,17 @@ def export(
             existing=existing.value,
             include_empty=include_empty,
             optimize=optimize,
+            hub=None
+            if hf_dataset is None
+            else HubRequest(
+                hf_dataset,
+                private,
+                license_,
+                nsfw,
+                _listed(tags),
+                split,
+                int(hf_shard_mib * 2**20),
+            ),
             as_json=as_json,
             shard_size=shard_size or DEFAULT_SHARD_SIZE,
             shard_mib=shard_mib or DEFAULT_SHARD_MIB,

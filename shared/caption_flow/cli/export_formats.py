@@ -5,11 +5,13 @@
 
 from __future__ import annotations
 
+import json
+import re
 import secrets
 import sqlite3
 from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Final
@@ -18,10 +20,13 @@ from caption_flow.cli.failures import usage_error
 from caption_flow.cli.folders import for_people
 from caption_flow.storage.choice import Ending
 from caption_flow.storage.contents import StorageContents, no_such
+from caption_flow.storage.database import open_for_reading, read_meta
 from caption_flow.storage.exported import UNDO_FILE, Replaced, exported_from, replaced_by_export
 from caption_flow.storage.exporter.captioned import Listing
 from caption_flow.storage.exporter.csv_file import export_csv
 from caption_flow.storage.exporter.errors import ExportError, naming
+from caption_flow.storage.exporter.hub import ALSO_READ, Publication, export_hub
+from caption_flow.storage.exporter.hub_card import StageFacts
 from caption_flow.storage.exporter.imagefolder import export_imagefolder
 from caption_flow.storage.exporter.json_files import export_json_files
 from caption_flow.storage.exporter.jsonl import export_jsonl
@@ -38,6 +43,21 @@ from caption_flow.storage.exporter.webshart import export_webshart, has_metadata
 ALL: Final = "all"
 DEFAULT_NAME: Final = "default"
 _LOOKED_AT: Final = 200
+_OF_THE_HUB: Final = re.compile(r"(?P<name>[\w.-]+/[\w.-]+) \((?P<split>[\w.]+)[,)]")
+"""How a run remembers a dataset of the hub."""
+
+
+@dataclass(frozen=True, slots=True)
+class HubRequest:
+    """What concerns the hub alone: the repository, and what its card says."""
+
+    repository: str
+    private: bool = False
+    license: str | None = None
+    nsfw: bool = False
+    tags: tuple[str, ...] = ()
+    split: str | None = None
+    shard_bytes: int = 128 * 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +81,7 @@ class Request:
     existing: str = "overwrite"
     include_empty: bool = False
     optimize: bool = False
+    hub: HubRequest | None = None
     as_json: bool = False
     shard_size: int = 10_000
     shard_mib: float = 1024
@@ -82,13 +103,15 @@ class Format:
     ``carries_texts``: it is made of the items' texts, so that the options about those hold, and
     whatever column the texts need is read. ``obstacle`` says why it cannot be made here, or
     nothing: only `ALL` asks, who wants the one format gets its own error. One that
-    ``copies_images`` is no part of `ALL`.
+    ``copies_images`` is no part of `ALL`. ``also_reads`` are columns that it takes besides those
+    that are asked for.
     """
 
     write: Export
     carries_texts: bool = False
     obstacle: Callable[[Request, Collection[str]], str] = lambda _request, _shards: ""
     copies_images: bool = False
+    also_reads: tuple[str, ...] = ()
 
 
 def require_known(option: str, kind: str, names: Collection[str], known: Collection[str]) -> None:
@@ -263,6 +286,37 @@ def _kohya(request: Request, contents: StorageContents, path: Path) -> ExportRep
     return export_kohya(contents, path, _listing(request, contents), images=images)
 
 
+def _hub(request: Request, contents: StorageContents) -> list[ExportReport]:
+    if request.hub is None:
+        raise ExportError("no repository is named: --hf-dataset ORG/NAME")
+    run = _known_of(request.data_dir)
+    dataset = _OF_THE_HUB.match(run.get("dataset", ""))
+    publication = Publication(
+        **asdict(request.hub),
+        columns=request.columns,
+        source=dataset and dataset["name"],
+        source_split=dataset and dataset["split"],
+        stages=tuple(StageFacts(**stage) for stage in json.loads(run.get("stages", "[]"))),
+        keep_existing=request.existing == "skip",
+        optimize=request.optimize,
+    )
+    return [export_hub(contents, publication, request.data_dir)]
+
+
+def _known_of(data_dir: Path) -> dict[str, str]:
+    """Return what the run remembers of its dataset and its stages."""
+    connection = open_for_reading(data_dir)
+    if connection is None:
+        return {}
+    with closing(connection):
+        known = {name: read_meta(connection, name) for name in ("dataset", "stages")}
+    return {name: value for name, value in known.items() if value is not None}
+
+
+def _without_repository(request: Request, _shards: Collection[str]) -> str:
+    return "" if request.hub else "--hf-dataset names no repository"
+
+
 def _without_pylance(_request: Request, _shards: Collection[str]) -> str:
     return "" if has_pylance() else f"pylance is not installed: {HOW_TO_INSTALL}"
 
@@ -307,5 +361,6 @@ FORMATS: Final[dict[str, Format]] = {
     ),
     "webshart": Format(_webshart, carries_texts=True, obstacle=_without_metadata),
     "webdataset": Format(_webdataset, carries_texts=True, copies_images=True),
+    "huggingface_hub": Format(_hub, obstacle=_without_repository, also_reads=ALSO_READ),
 }
 """In this order where all are wanted: what refuses a choice of texts comes before any file."""

@@ -21,6 +21,7 @@ from caption_flow.storage.database import LEDGER_FILE
 from caption_flow.storage.exported import UNDO_FILE
 from caption_flow.storage.exporter.encoding import json_bytes
 from caption_flow.storage.exporter.errors import ExportError
+from caption_flow.storage.exporter.hub_client import HubMistakeError
 from caption_flow.storage.exporter.report import ExportReport, Skip
 from caption_flow.storage.exporter.undo import undo_export
 from caption_flow.storage.manager import StorageManager
@@ -41,6 +42,8 @@ def export_rows(request: Request) -> None:
                 for name in _formats(request)
                 for report in _export(request, name, rows, choice, progress)
             ]
+        except HubMistakeError as error:
+            usage_error(error)
         except (ExportError, ChoiceError) as error:
             raise CommandFailed(str(error)) from error
     if request.as_json:
@@ -52,7 +55,7 @@ def export_rows(request: Request) -> None:
 
 def _print_reports(reports: list[ExportReport]) -> None:
     for report in reports:
-        print(f"{for_people(report.destination)}: {report.summary()}")
+        print(f"{for_people(report.shown)}: {report.summary()}")
         for problem in report.problems:
             print(f"Note: {for_people(problem)}")
 
@@ -186,7 +189,10 @@ def _contents(
     request: Request, format_: Format, rows: _Rows, choice: Choice, progress: ExportProgress
 ) -> StorageContents:
     """Return what is to be exported, to be read when it is passed over."""
-    columns = rows.columns if format_.carries_texts else request.columns or rows.columns
+    columns = tuple(rows.columns)
+    if request.columns and not format_.carries_texts:
+        also = (name for name in format_.also_reads if name in rows.columns)
+        columns = tuple(dict.fromkeys((*request.columns, *also)))
     return StorageContents.reading(
         Selection(
             lambda: rows,

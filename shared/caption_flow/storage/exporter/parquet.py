@@ -17,7 +17,7 @@ from caption_flow.storage.exporter.report import ExportReport
 
 ROW_GROUP_BYTES: Final = 32 * 2**20
 """In memory, before compression: parts and buffered batches are small, row groups should not be."""
-_HARDER: Final = 15
+HARDER: Final = 15
 """Of zstd's 22 levels; more cost much time and much memory, and give little."""
 
 
@@ -38,7 +38,7 @@ def export_parquet(
     first = next(batches, None)
     schema = contents.empty_schema() if first is None else first.schema
     everything = batches if first is None else chain([first], batches)
-    write_parquet(everything, schema, report, level=_HARDER if optimize else None)
+    write_parquet(everything, schema, report, level=HARDER if optimize else None)
     return report
 
 

@@ -52,6 +52,13 @@ class ExportReport:
     backed_up: int = 0
     skipped: Counter[Skip] = field(default_factory=Counter)
     problems: list[str] = field(default_factory=list)
+    address: str | None = None
+    """Where it went, if that is no path; ``destination`` is then what it went through."""
+
+    @property
+    def shown(self) -> Path | str:
+        """Where it went, for people."""
+        return self.address or self.destination
 
     @property
     def delivered(self) -> int:
@@ -77,7 +84,7 @@ class ExportReport:
     def facts(self) -> dict[str, object]:
         """Return the report for scripts."""
         return {
-            "destination": displayed(str(self.destination)),
+            "destination": displayed(str(self.shown)),
             "written": self.written,
             "unchanged": self.unchanged,
             "replaced": self.replaced,
