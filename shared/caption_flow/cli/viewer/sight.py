@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import re
 import stat
 from collections.abc import Mapping
 from contextlib import closing
@@ -16,11 +15,11 @@ from pathlib import Path
 from typing import Any, Final
 
 from PIL import Image
-from pydantic import ValidationError
 
 from caption_flow.cli.failures import CommandFailed
 from caption_flow.cli.folders import for_people
 from caption_flow.config.dataset import DatasetConfig
+from caption_flow.config.remembered import DATASET_SECTION, from_text
 from caption_flow.orchestrator.sources.base import RunFolder, ShardError, Source, SourceError
 from caption_flow.orchestrator.sources.local import SHARD
 from caption_flow.orchestrator.sources.registry import source_for
@@ -29,7 +28,7 @@ from caption_flow.places.base import NotHereError, PlaceError
 from caption_flow.places.reader import PlaceReader
 from caption_flow.protocol.places import FilePlace, ObjectPlace, Place
 from caption_flow.recipe.video import Video
-from caption_flow.storage.database import open_for_reading
+from caption_flow.storage.database import open_for_reading, read_meta
 from caption_flow.storage.opening import KnownShard, known_shards
 from caption_flow.storage.schema import native_path
 from caption_flow.storage.writer import Write
@@ -38,10 +37,6 @@ from caption_flow.worker.images.load import ImageError, prepare
 
 _MOST_BYTES: Final = 256 * 2**20
 """Of a file that is read for the screen."""
-_ON_THE_HUB: Final = re.compile(
-    r"(?P<path>[^()]+) \((?P<split>[^,()]+)(?:, (?P<config>[^()]+))?\)(?: at (?P<revision>.+))?"
-)
-"""As `HubSource.name_of` has it."""
 
 
 class NoPictureError(Exception):
@@ -51,7 +46,7 @@ class NoPictureError(Exception):
 class Sight:
     """Where pictures come from. ``root`` is the dataset's folder, ``config`` what is said of it.
 
-    Without them it is what the run remembers as ``dataset``.
+    Without them it is what the run remembers: its name is ``dataset``.
     """
 
     def __init__(
@@ -109,9 +104,13 @@ class Sight:
         """Return the dataset, opened anew when the run has listed more of it since."""
         if self._source is None or shard not in self._known:
             self._close_source()
-            config = self._config or _guessed(self._dataset)
-            self._known = self._shards()
-            folder = RunFolder(self._data_dir, _refuse, shards=self._known)
+            remembered, self._known = self._remembered()
+            config = self._config or remembered
+            if config is None:
+                raise NoPictureError(
+                    "it is not known where the dataset is; --config FILE, or --dataset DIR, says it"
+                )
+            folder = RunFolder(self._data_dir, _refuse, shards=self._known, only_reads=True)
             self._source = source_for(config.processor_type).open(config, folder)
         return self._source
 
@@ -120,12 +119,13 @@ class Sight:
             self._source.close()
             self._source = None
 
-    def _shards(self) -> Mapping[str, KnownShard]:
+    def _remembered(self) -> tuple[DatasetConfig | None, Mapping[str, KnownShard]]:
         connection = open_for_reading(self._data_dir)
         if connection is None:
-            return {}
+            return None, {}
         with closing(connection):
-            return known_shards(connection)
+            section = read_meta(connection, DATASET_SECTION)
+            return None if section is None else from_text(section), known_shards(connection)
 
     def _bytes(self, place: Place) -> bytes:
         size = 0
@@ -157,26 +157,6 @@ def _file(root: Path, name: str) -> FilePlace:
     if not stat.S_ISREG(found.st_mode):  # whoever opens a pipe waits
         raise NoPictureError(f"{for_people(path)} is not a file")
     return FilePlace(os.fsencode(path.absolute()), found.st_size, found.st_mtime_ns)
-
-
-def _guessed(dataset: str | None) -> DatasetConfig:
-    """Return the dataset that a run remembers by name, with nothing said of it but that."""
-    on_the_hub = _ON_THE_HUB.fullmatch(dataset or "")
-    said: dict[str, str] = {}
-    if dataset and dataset.startswith("webdataset:"):
-        said = {"type": "webdataset", "dataset_path": dataset.removeprefix("webdataset:")}
-    elif on_the_hub is not None:
-        keys = {"path": "dataset_path", "config": "dataset_config"}
-        named = {
-            keys.get(key, key): value for key, value in on_the_hub.groupdict().items() if value
-        }
-        said = {"type": "huggingface", **named}
-    try:
-        return DatasetConfig.model_validate(said)
-    except ValidationError as error:
-        raise NoPictureError(
-            "it is not known where the dataset is; --config FILE, or --dataset DIR, says it"
-        ) from error
 
 
 def _is_video(row: Mapping[str, Any], place: Place) -> bool:
