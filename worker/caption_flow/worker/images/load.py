@@ -13,7 +13,7 @@ import io
 import math
 import warnings
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Literal
 
 from PIL import ExifTags, Image, UnidentifiedImageError
 
@@ -343,7 +343,12 @@ def _signature(data: bytes) -> str | None:
         return "GIF"
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         return "WEBP"
-    return None
+    if data[:4] in {b"II*\0", b"MM\0*"}:
+        return "TIFF"
+    if data[4:8] == b"ftyp" and data[8:12] in {b"avif", b"avis"} or _is_heic(data):
+        return "HEIF"
+    # Two letters are soon met at the beginning of a text; four zeros are not.
+    return "BMP" if data[:2] == b"BM" and not any(data[6:10]) else None
 
 
 def _is_heic(data: bytes) -> bool:
@@ -358,8 +363,40 @@ def _is_cut_off(data: bytes) -> bool:
         case "PNG":
             return b"IEND" not in data[-4096:]
         case "GIF":
-            return b";" not in data[-16:]
+            return _end_of_gif_head(data) > len(data) or b";" not in data[-16:]
         case "WEBP":
             return int.from_bytes(data[4:8], "little") + 8 > len(data)
+        case "TIFF":
+            return _end_of_directory(data) > len(data)
+        case "HEIF":
+            return _end_of_boxes(data) > len(data)
+        case "BMP":
+            return int.from_bytes(data[2:6], "little") > len(data)
         case _:
             return False
+
+
+def _end_of_gif_head(data: bytes) -> int:
+    """Return where the screen's description and palette of a GIF end."""
+    flags = data[10] if len(data) > 10 else 0
+    return 13 + (3 << (flags & 7) + 1 if flags & 0x80 else 0)
+
+
+def _end_of_directory(data: bytes) -> int:
+    """Return where the first directory of a TIFF ends, as far as that can be read."""
+    order: Literal["little", "big"] = "little" if data[:1] == b"I" else "big"
+    begin = max(8, int.from_bytes(data[4:8], order))
+    return begin + 2 + 12 * int.from_bytes(data[begin : begin + 2], order) + 4
+
+
+def _end_of_boxes(data: bytes) -> int:
+    """Return where the last box of an ISO media file ends."""
+    at = 0
+    while at < len(data):
+        size = int.from_bytes(data[at : at + 4], "big")
+        if size == 1:
+            size = int.from_bytes(data[at + 8 : at + 16], "big")
+        if size < 8:
+            return len(data)  # 0: until the end of the file; else none that makes sense
+        at += size
+    return at
