@@ -7,13 +7,17 @@ that a text is wrong if the picture is another's, turned, or not in its own colo
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import json
 import os
 import re
+import signal
 import stat
+import threading
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pytest
 from aiohttp import web
@@ -26,14 +30,25 @@ from caption_flow.storage import StorageManager
 from caption_flow.storage.exporter import StorageExporter
 from caption_flow.storage.exporter.report import ExportReport
 from caption_flow.storage.reader import StorageReader
+from caption_flow.worker.images.cost import DEFAULT_MAX_BYTES
 from caption_flow.worker.service import WorkerSettings, run_worker
-from tests.support.cli import Finished, caption_flow
+from tests.support.cli import (
+    PATIENCE_SECONDS,
+    Argument,
+    Finished,
+    Running,
+    caption_flow,
+    eventually,
+    running,
+)
+from tests.support.fleet import free_port
 from tests.support.identities import COUNT, caption, drawn, seen
 from tests.support.nasty import (
     CASES,
     Captioned,
     Case,
     Failed,
+    Fate,
     HasText,
     Homeless,
     Thing,
@@ -114,12 +129,17 @@ def check_folder(
     assert names_below(folder) == expected
 
 
+def stored(data_dir: Path) -> list[dict[str, Any]]:
+    """Return the rows that are on disk, in parts or not yet."""
+    with closing(StorageReader(data_dir)) as reader:
+        return [row for batch in reader.batches() for row in batch.to_pylist()]
+
+
 def check_rows(
     data_dir: Path, cases: Collection[Case], *, left_out: tuple[type, ...] = ()
 ) -> list[dict[str, Any]]:
     """Each item has one row, which says what became of it; nothing else has one."""
-    with closing(StorageReader(data_dir)) as reader:
-        rows = [row for batch in reader.batches() for row in batch.to_pylist()]
+    rows = stored(data_dir)
     items = {
         thing.name: thing
         for case in cases
@@ -241,36 +261,223 @@ def test_a_command_of_nothing_but_broken_images_names_them_and_fails(
 # --------------------------------------------------------------------------- all in one
 
 
-def run(home: Path, server: ScriptedServer, *more: str) -> Finished:
-    arguments = ("run", "photos", "--engine", "openai", "--base-url", server.base_url)
-    return caption_flow(*arguments, "--model", MODEL, *more, cwd=home, seconds=SECONDS)
+def command(server: ScriptedServer) -> tuple[Argument, ...]:
+    asking = ("--engine", "openai", "--base-url", server.base_url, "--model", MODEL)
+    return ("run", "photos", *asking)
+
+
+def run(home: Path, server: ScriptedServer, *more: Argument) -> Finished:
+    return caption_flow(*command(server), *more, cwd=home, seconds=SECONDS)
 
 
 @pytest.fixture(scope="module")
 def everything(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder `photos` of all cases, which nobody has changed yet."""
+    """A folder `photos` of all cases."""
     home = tmp_path_factory.mktemp("everything")
     build(home / "photos", *CASES)
     return home
 
 
-def things(kind: type) -> list[Thing]:
+@contextlib.contextmanager
+def as_before(folder: Path) -> Iterator[Mapping[bytes, str]]:
+    """Yield what is in a folder, and put its texts back afterwards: others use it, too."""
+    before = names_below(folder)
+    try:
+        yield before
+    finally:
+        for name, held in names_below(folder).items():
+            path = path_of(folder, name)
+            if name not in before:
+                path.unlink()
+            elif held != before[name]:
+                path.write_text(before[name])
+
+
+def things(kind: type[Fate]) -> list[Thing]:
     return [thing for case in CASES for thing in case.fates(kind)]
 
 
 def test_all_of_it_is_captioned_by_one_command(everything: Path, server: ScriptedServer) -> None:
     folder = everything / "photos"
-    before = names_below(folder)
-    try:
+    with as_before(folder) as before:
         done = run(everything, server)
         assert done.code == 0, done.said
         check_folder(folder, CASES, before)
         check_rows(everything / ".caption-flow" / "photos", CASES, left_out=(HasText,))
-    finally:
-        for text in folder.rglob("*.txt"):
-            if os.fsencode(text.relative_to(folder)) not in before:
-                text.unlink()
     _check_summary(done)
+
+
+class Held:
+    """Has a server hold its answers from one on, until the test lets go."""
+
+    def __init__(self, server: ScriptedServer, *, after: int) -> None:
+        self._server = server
+        self._left = after
+        self.reached = threading.Event()
+        self.let_go = threading.Event()
+
+    async def __call__(self, asked: Asked) -> web.StreamResponse:
+        if asked.prompt != "Describe the picture.":  # not the engine's first question
+            self._left -= 1
+        if self._left < 0:
+            self.reached.set()
+            await asyncio.to_thread(self.let_go.wait, PATIENCE_SECONDS)
+        return await tell(asked)
+
+    def __enter__(self) -> Self:
+        self._server.rule = self
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.let_go.set()
+        self._server.rule = tell
+
+
+def kill_all(*processes: Running) -> None:
+    """End processes and whatever they started, without a word."""
+    for process in processes:
+        for pid in process.family():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        process.ends()
+
+
+def test_all_of_it_is_captioned_although_everything_is_killed_in_the_middle(
+    everything: Path, server: ScriptedServer
+) -> None:
+    """By one command, which goes on from what is safe when it is typed again."""
+    folder, data_dir = everything / "photos", everything / "again"
+    more = ("--data-dir", data_dir)
+    with as_before(folder) as before:
+        with (
+            Held(server, after=40) as held,
+            running(*command(server), *more, cwd=everything) as process,
+        ):
+            assert held.reached.wait(PATIENCE_SECONDS), process.said
+            eventually(lambda: bool(stored(data_dir)), lambda: process.said, seconds=30)
+            kill_all(process)
+        safe = stored(data_dir)
+        done = run(everything, server, *more)
+        assert done.code == 0, done.said
+        check_folder(folder, CASES, before)
+        rows = check_rows(data_dir, CASES, left_out=(HasText,))
+    assert len(safe) < len(rows)
+    assert all(row in rows for row in safe), "what was safe was done anew"
+
+
+async def test_all_of_it_is_captioned_by_two_workers_for_a_program_that_reads_the_storage(
+    everything: Path, server: ScriptedServer
+) -> None:
+    """As trainers do it; all three processes are killed in the middle, and started again."""
+    folder, data_dir, port = everything / "photos", everything / "storage", free_port()
+    config = everything / "orchestrator.json"
+    config.write_text(json.dumps(trainers_config(folder, data_dir, port)))
+    leading = ("orchestrator", "--config", config, "--no-ssl", "--vllm")
+
+    def working(number: int) -> tuple[Argument, ...]:
+        return (
+            *("worker", "--server", f"ws://127.0.0.1:{port}", "--token", TOKEN),
+            *("--name", f"worker {number}", "--when_finished", "shutdown", "--no-verify-ssl"),
+            *("--engine", "openai", "--base-url", server.base_url),
+        )
+
+    with as_before(folder) as before:
+        with (
+            Held(server, after=40) as held,
+            running(*leading, cwd=everything) as leader,
+            running(*working(1), cwd=everything) as one,
+            running(*working(2), cwd=everything) as two,
+        ):
+            assert held.reached.wait(PATIENCE_SECONDS), leader.said
+            eventually(lambda: bool(stored(data_dir)), lambda: leader.said, seconds=30)
+            kill_all(leader, one, two)
+        safe = stored(data_dir)
+        with (
+            running(*leading, cwd=everything) as leader,
+            running(*working(1), cwd=everything) as one,
+            running(*working(2), cwd=everything) as two,
+        ):
+            codes = [worker.ends(seconds=SECONDS).code for worker in (one, two)]
+            leader.interrupt()
+            assert [*codes, leader.ends(seconds=30).code] == [0, 0, 0], leader.said
+        report = await exported(folder, data_dir)
+        check_report(report, CASES)
+        assert report.replaced == len(things(HasText))
+        check_folder(folder, CASES, before, overwritten=True)
+        rows = check_rows(data_dir, CASES)
+    assert len(safe) < len(rows)
+    assert all(row in rows for row in safe), "what was safe was done anew"
+    assert {row["worker"] for row in rows if row not in safe} == {"worker 1", "worker 2"}
+
+
+def trainers_config(folder: Path, data_dir: Path, port: int) -> dict[str, Any]:
+    return {
+        "orchestrator": {
+            "host": "127.0.0.1",
+            "port": port,
+            "chunk_size": 4,
+            "chunks_per_request": 1,
+            "dataset": {"type": "local_filesystem", "dataset_path": str(folder)},
+            "vllm": {"model": MODEL, "inference_prompts": ["Which one is it?"]},
+            "storage": {"data_dir": str(data_dir)},
+            "auth": {"worker_tokens": [{"token": TOKEN, "name": "a trainer's workers"}]},
+        }
+    }
+
+
+# --------------------------------------------------------------------------- links and memory
+
+
+def test_links_are_followed_where_that_is_asked_for_and_never_in_a_circle(
+    tmp_path: Path, server: ScriptedServer
+) -> None:
+    case = BY_NAME["links"]
+    folder, config = tmp_path / "photos", tmp_path / "run.json"
+    build(folder, case)
+    before = names_below(folder)
+    dataset = {"type": "local", "dataset_path": "photos", "follow_symlinks": True}
+    asked = {"model": MODEL, "inference_prompts": ["Which one is it?"]}
+    config.write_text(json.dumps({"orchestrator": {"dataset": dataset, "vllm": asked}}))
+    done = run(tmp_path, server, "--config", config)
+    assert done.code == 0, done.said
+    (real,) = case.fates(Captioned)
+    assert isinstance(real.fate, Captioned)
+    texts = {b"twice.txt": real.fate.text, b"linked/real.txt": real.fate.text}
+    assert names_below(folder) == {**before, **texts}
+    for name in ("dangling.png", "itself.png", "there.png", "back.png"):
+        assert re.search(rf"passed over.*{re.escape(name)}", done.said), done.said
+
+
+def test_large_pictures_take_no_more_memory_than_all_decoding_may(
+    tmp_path: Path, server: ScriptedServer
+) -> None:
+    cases = [BY_NAME["6000x6000"], BY_NAME["128x6400"]]
+    build(tmp_path / "photos", *cases)
+    count = sum(len(case.items) for case in cases)
+    with (
+        Held(server, after=count - 1) as held,
+        running(*command(server), cwd=tmp_path) as process,
+    ):
+        assert held.reached.wait(PATIENCE_SECONDS), process.said
+        (worker,) = process.workers()
+        most = most_memory(worker)
+        held.let_go.set()
+        assert process.ends().code == 0, process.said
+    print(f"the worker took {most / 2**20:.0f} MiB at most")
+    assert most < DEFAULT_MAX_BYTES + BESIDE_PICTURES
+    check_rows(tmp_path / ".caption-flow" / "photos", cases)
+
+
+BESIDE_PICTURES = 400 * 2**20
+"""What a worker takes that decodes nothing, the files it has read included."""
+
+
+def most_memory(pid: int) -> int:
+    """Return the most that a process has had in memory so far, in bytes."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    found = re.search(r"^VmHWM:\s+(\d+) kB$", status, re.MULTILINE)
+    assert found is not None
+    return int(found.group(1)) * 1024
 
 
 def _check_summary(done: Finished) -> None:

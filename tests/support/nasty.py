@@ -267,8 +267,9 @@ _LAID_DOWN: Final = {
 def _turned(name: str, kind: str, orientation: int, **options: Any) -> Thing:
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = orientation
+    said = exif.tobytes()  # as bytes: of an object, Pillow takes the orientation when it saves AVIF
     turn = _LAID_DOWN[orientation]
-    return _image(name, kind, made=lambda image: image.transpose(turn), exif=exif, **options)
+    return _image(name, kind, made=lambda image: image.transpose(turn), exif=said, **options)
 
 
 def _frames(name: str, kind: str, **options: Any) -> Thing:
