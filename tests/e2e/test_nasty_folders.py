@@ -261,9 +261,12 @@ def test_a_command_of_nothing_but_broken_images_names_them_and_fails(
 # --------------------------------------------------------------------------- all in one
 
 
+def asking(server: ScriptedServer) -> tuple[Argument, ...]:
+    return ("--engine", "openai", "--base-url", server.base_url, "--model", MODEL)
+
+
 def command(server: ScriptedServer) -> tuple[Argument, ...]:
-    asking = ("--engine", "openai", "--base-url", server.base_url, "--model", MODEL)
-    return ("run", "photos", *asking)
+    return ("run", "photos", *asking(server))
 
 
 def run(home: Path, server: ScriptedServer, *more: Argument) -> Finished:
@@ -438,7 +441,7 @@ def test_links_are_followed_where_that_is_asked_for_and_never_in_a_circle(
     dataset = {"type": "local", "dataset_path": "photos", "follow_symlinks": True}
     asked = {"model": MODEL, "inference_prompts": ["Which one is it?"]}
     config.write_text(json.dumps({"orchestrator": {"dataset": dataset, "vllm": asked}}))
-    done = run(tmp_path, server, "--config", config)
+    done = caption_flow("run", "--config", config, *asking(server), cwd=tmp_path)
     assert done.code == 0, done.said
     (real,) = case.fates(Captioned)
     assert isinstance(real.fate, Captioned)
