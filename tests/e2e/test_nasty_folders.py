@@ -28,7 +28,7 @@ from caption_flow.orchestrator.assembly import assemble
 from caption_flow.orchestrator.sources.base import SourceError
 from caption_flow.storage import StorageManager
 from caption_flow.storage.exporter import StorageExporter
-from caption_flow.storage.exporter.report import ExportReport
+from caption_flow.storage.exporter.report import ExportReport, Skip
 from caption_flow.storage.reader import StorageReader
 from caption_flow.worker.images.cost import DEFAULT_MAX_BYTES
 from caption_flow.worker.service import WorkerSettings, run_worker
@@ -168,7 +168,7 @@ def check_report(report: ExportReport, cases: Collection[Case]) -> None:
     """Who got no file is counted, and told why by name."""
     failed = [thing for case in cases for thing in case.fates(Failed)]
     homeless = [thing for case in cases for thing in case.fates(Homeless)]
-    assert report.skipped["failed"] == len(failed)
+    assert report.skipped[Skip.FAILED] == len(failed)
     assert report.skipped.total() == len(failed) + len(homeless)
     for thing in homeless:
         assert isinstance(thing.fate, Homeless)

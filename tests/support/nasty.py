@@ -206,12 +206,9 @@ def _see_through(mode: str) -> Callable[[Image.Image], Image.Image]:
 
 def _see_through_palette(image: Image.Image) -> Image.Image:
     """As `_see_through`, with one colour of a palette declared to be nothing."""
-    colours = sorted({pixel for _, pixel in image.getcolors() or ()})
-    indexed = Image.new("P", image.size)
-    places = {colour: place for place, colour in enumerate(colours)}
-    indexed.putdata([places[pixel] for pixel in image.get_flattened_data()])
-    white = places[(255, 255, 255)]
-    flat = [part for colour in colours for part in colour]
+    indexed = image.quantize(16)
+    flat = indexed.getpalette() or []
+    white = next(n for n in range(16) if flat[3 * n : 3 * n + 3] == [255, 255, 255])
     flat[3 * white : 3 * white + 3] = [0, 0, 0]
     indexed.putpalette(flat)
     indexed.info["transparency"] = white
