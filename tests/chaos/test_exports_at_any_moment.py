@@ -9,6 +9,7 @@ import asyncio
 import json
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,12 +20,21 @@ import pytest
 from aiohttp import web
 
 from tests.support.cli import caption_flow, eventually, running
-from tests.support.fleet import Fleet, Process, expected_captions, stored_rows, until, write_images
+from tests.support.fleet import (
+    PATIENCE_SECONDS,
+    Fleet,
+    Process,
+    expected_captions,
+    stored_rows,
+    until,
+    write_images,
+)
 from tests.support.identities import caption, drawn, seen
 from tests.support.openai_server import MODEL, Asked, ScriptedServer, serving, whole_answer
 from tests.support.proxy import Proxy, Witness
 
 ITEMS = 6000
+ITEMS_TO_CANCEL = 290
 Found = list[tuple[str, str]]
 """What an export has: the image's path without its suffix, and its text."""
 
@@ -120,9 +130,9 @@ async def test_exports_of_a_running_job_have_one_moment_and_of_a_crashed_one_eve
     expected = {name.rpartition(".")[0]: text for name, text in captions.items()}
     # In the order in which the folder is listed.
     names = dict(enumerate(name.rpartition(".")[0] for name in sorted(written)))
-    settings = {"storage": {"caption_buffer_size": 60, "checkpoint_interval": 1}}
+    storage = {"caption_buffer_size": 60, "checkpoint_interval": 1}
     witness = Witness()
-    async with Fleet(tmp_path, chunk_size=16, **settings) as fleet:
+    async with Fleet(tmp_path, chunk_size=16, storage=storage) as fleet:
         leader = await fleet.orchestrator()
         proxy = Proxy(fleet.port, witness)
         await proxy.start()
@@ -179,15 +189,21 @@ async def _kill(*processes: Process) -> None:
 
 
 class Paced:
-    """Has a server answer one after another, and notes what it has answered."""
+    """Has a server answer one after another, and notes what it has answered.
+
+    After the first forty it waits for a word of the test.
+    """
 
     def __init__(self) -> None:
         self.answered: list[str] = []
+        self.go_on = threading.Event()
         self._one_by_one = asyncio.Lock()
 
     async def __call__(self, asked: Asked) -> web.StreamResponse:
         text = seen(asked.picture)
         async with self._one_by_one:
+            if len(self.answered) == 40:
+                await asyncio.to_thread(self.go_on.wait, PATIENCE_SECONDS)
             await asyncio.sleep(0.02)  # the pace of a model, not a wait for anything
         response = web.json_response(whole_answer(text))
         if asked.prompt != "Describe the picture.":  # not the engine's first question
@@ -202,6 +218,7 @@ def paced() -> Iterator[tuple[ScriptedServer, Paced]]:
     rule = Paced()
     with serving(rule=rule) as server:
         yield server, rule
+        rule.go_on.set()
 
 
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
@@ -210,18 +227,20 @@ def test_exports_of_a_cancelled_job_have_everything_that_was_finished(
 ) -> None:
     server, rule = paced
     (tmp_path / "photos").mkdir()
-    for number in range(250):
+    for number in range(ITEMS_TO_CANCEL):
         drawn(number, size=(32, 40)).save(tmp_path / "photos" / f"{number}.png")
     asking = ("--engine", "openai", "--base-url", server.base_url, "--model", MODEL)
     with running("run", "photos", *asking, "--data-dir", "results", cwd=tmp_path) as process:
-        eventually(lambda: len(rule.answered) > 30, lambda: process.said, seconds=60)
+        results = tmp_path / "results"
+        eventually(lambda: bool(stored_rows(results)), lambda: process.said, seconds=60)
+        rule.go_on.set()
         os.killpg(process.process.pid, stop)
         done = process.ends(seconds=30)
     assert done.code == 0, done.said
     assert "Stopped after" in done.out
     finished = set(rule.answered)
-    assert 30 < len(finished) < 250
-    expected = {str(number): caption(number) for number in range(250)}
+    assert len(finished) < ITEMS_TO_CANCEL
+    expected = {str(number): caption(number) for number in range(ITEMS_TO_CANCEL)}
     found = once([(p.stem, p.read_text()) for p in (tmp_path / "photos").glob("*.txt")], expected)
     assert {expected[name] for name in found} == finished
     for format_, read in READ.items():
