@@ -159,7 +159,8 @@ class DatasetConfig(Section):
         "lower, and files without one by their first bytes.",
     )
     follow_symlinks: bool = Field(
-        default=False, description="Follow links to files and folders; without it they are left out."
+        default=False,
+        description="Follow links to files and folders; without it they are left out.",
     )
     include_hidden: bool = Field(
         default=False, description="Take files and folders whose name begins with a dot, too."
