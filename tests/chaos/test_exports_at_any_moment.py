@@ -19,12 +19,13 @@ import pyarrow.parquet as pq
 import pytest
 from aiohttp import web
 
-from tests.support.cli import caption_flow, eventually, running
+from tests.support.cli import Running, caption_flow, eventually, running
 from tests.support.fleet import (
     PATIENCE_SECONDS,
     Fleet,
     Process,
     expected_captions,
+    free_port,
     stored_rows,
     until,
     write_images,
@@ -34,7 +35,7 @@ from tests.support.openai_server import MODEL, Asked, ScriptedServer, serving, w
 from tests.support.proxy import Proxy, Witness
 
 ITEMS = 6000
-ITEMS_TO_CANCEL = 290
+TOKEN = "a worker's token"
 Found = list[tuple[str, str]]
 """What an export has: the image's path without its suffix, and its text."""
 
@@ -221,30 +222,87 @@ def paced() -> Iterator[tuple[ScriptedServer, Paced]]:
         rule.go_on.set()
 
 
+EXPECTED = {str(number): caption(number) for number in range(200)}
+
+
+def configured(folder: Path, server: ScriptedServer, port: int = 0) -> Path:
+    """Make images, and write how they are to be captioned, a few at a time."""
+    (folder / "photos").mkdir()
+    for name in EXPECTED:
+        drawn(int(name), size=(32, 40)).save(folder / "photos" / f"{name}.png")
+    engine = {"type": "openai", "base_url": server.base_url, "requests_in_flight": 8}
+    content = {
+        "orchestrator": {
+            "host": "127.0.0.1",
+            "port": port,
+            "chunk_size": 50,
+            "dataset": {"type": "local", "dataset_path": "photos"},
+            "vllm": {"model": MODEL, "inference_prompts": ["Which one is it?"]},
+            "storage": {"data_dir": "results"},
+            "auth": {"worker_tokens": [{"token": TOKEN, "name": "somebody"}]},
+        },
+        "worker": {
+            "server": f"ws://127.0.0.1:{port}",
+            "token": TOKEN,
+            "when_finished": "shutdown",
+            "engine": engine,
+            "readahead_size": 8,
+        },
+    }
+    path = folder / "both.json"
+    path.write_text(json.dumps(content))
+    return path
+
+
+def under_way(folder: Path, rule: Paced, process: Running) -> None:
+    """Wait until some rows are on disk, and others on their way."""
+    results = folder / "results"
+    eventually(lambda: bool(stored_rows(results)), lambda: process.said, seconds=60)
+    rule.go_on.set()
+
+
+def check_exports(folder: Path, rule: Paced) -> set[str]:
+    """Each format has everything that was answered, and nothing else; return whose texts."""
+    finished = set(rule.answered)
+    assert 40 <= len(finished) < len(EXPECTED), "it was to be stopped before its end"
+    for format_, read in READ.items():
+        arguments = ("export", "--data-dir", "results", "--format", format_, "--output", "out")
+        exported = caption_flow(*arguments, cwd=folder)
+        assert exported.code == 0, exported.said
+        found = once(read(folder / "out"), EXPECTED)
+        assert {EXPECTED[name] for name in found} == finished
+    return {name for name, text in EXPECTED.items() if text in finished}
+
+
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
 def test_exports_of_a_cancelled_job_have_everything_that_was_finished(
     tmp_path: Path, paced: tuple[ScriptedServer, Paced], stop: signal.Signals
 ) -> None:
     server, rule = paced
-    (tmp_path / "photos").mkdir()
-    for number in range(ITEMS_TO_CANCEL):
-        drawn(number, size=(32, 40)).save(tmp_path / "photos" / f"{number}.png")
-    asking = ("--engine", "openai", "--base-url", server.base_url, "--model", MODEL)
-    with running("run", "photos", *asking, "--data-dir", "results", cwd=tmp_path) as process:
-        results = tmp_path / "results"
-        eventually(lambda: bool(stored_rows(results)), lambda: process.said, seconds=60)
-        rule.go_on.set()
+    arguments = ("run", "--config", configured(tmp_path, server), "--data-dir", "results")
+    with running(*arguments, cwd=tmp_path) as process:
+        under_way(tmp_path, rule, process)
         os.killpg(process.process.pid, stop)
         done = process.ends(seconds=30)
     assert done.code == 0, done.said
     assert "Stopped after" in done.out
-    finished = set(rule.answered)
-    assert len(finished) < ITEMS_TO_CANCEL
-    expected = {str(number): caption(number) for number in range(ITEMS_TO_CANCEL)}
-    found = once([(p.stem, p.read_text()) for p in (tmp_path / "photos").glob("*.txt")], expected)
-    assert {expected[name] for name in found} == finished
-    for format_, read in READ.items():
-        arguments = ("export", "--data-dir", "results", "--format", format_, "--output", "out")
-        exported = caption_flow(*arguments, cwd=tmp_path)
-        assert exported.code == 0, exported.said
-        assert once(read(tmp_path / "out"), expected) == found
+    beside = [(path.stem, path.read_text()) for path in (tmp_path / "photos").glob("*.txt")]
+    assert once(beside, EXPECTED) == check_exports(tmp_path, rule)
+
+
+def test_exports_have_everything_that_was_finished_where_each_process_is_told_to_end(
+    tmp_path: Path, paced: tuple[ScriptedServer, Paced]
+) -> None:
+    """As programs cancel that started an orchestrator and workers: SIGTERM to all of them."""
+    server, rule = paced
+    config = configured(tmp_path, server, free_port())
+    with (
+        running("orchestrator", "--config", config, cwd=tmp_path) as leader,
+        running("worker", "--config", config, cwd=tmp_path) as worker,
+    ):
+        under_way(tmp_path, rule, leader)
+        for process in (leader, worker):
+            process.process.send_signal(signal.SIGTERM)
+        codes = [process.ends(seconds=30).code for process in (leader, worker)]
+    assert codes == [0, 0], worker.said
+    check_exports(tmp_path, rule)
