@@ -420,6 +420,7 @@ def trainers_config(folder: Path, data_dir: Path, port: int) -> dict[str, Any]:
             "port": port,
             "chunk_size": 4,
             "chunks_per_request": 1,
+            "lease_seconds": 15,  # so long what workers had waits for them that were killed
             "dataset": {"type": "local_filesystem", "dataset_path": str(folder)},
             "vllm": {"model": MODEL, "inference_prompts": ["Which one is it?"]},
             "storage": {"data_dir": str(data_dir)},
