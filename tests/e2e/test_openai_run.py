@@ -32,36 +32,13 @@ from tests.support.cli import (
     running,
     snapshot,
 )
-from tests.support.openai_server import MODEL, Asked, ScriptedServer, says, scripted_server
+from tests.support.openai_server import MODEL, Asked, says, serving
 from tests.support.pictures import SCENES, caption, picture
 from tests.tiny_vlm.make_samples import IMAGES_FOLDER, truths
 from tests.tiny_vlm.serving import MODEL_FOLDER
 
 KEY = "sk-open-sesame-0123456789"
 LOAD_SECONDS = 300.0
-
-
-@contextlib.contextmanager
-def serving(**options: Any) -> Iterator[ScriptedServer]:
-    """Serve from a thread of its own."""
-    started, box = threading.Event(), []
-
-    async def serve() -> None:
-        async with scripted_server(**options) as server:
-            stop = asyncio.Event()
-            box.append((server, asyncio.get_running_loop(), stop))
-            started.set()
-            await stop.wait()
-
-    thread = threading.Thread(target=lambda: asyncio.run(serve()))
-    thread.start()
-    assert started.wait(30)
-    server, loop, stop = box[0]
-    try:
-        yield server
-    finally:
-        loop.call_soon_threadsafe(stop.set)
-        thread.join(30)
 
 
 @pytest.fixture

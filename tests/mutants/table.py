@@ -2216,4 +2216,28 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
         "for piece in (batch,):",
         CARD_TESTS,
     ),
+    Mutant(
+        "two letters",
+        "a text without a suffix is no image because it begins with BM",
+        f"{SOURCES}/scan.py",
+        "and head[6:10] == bytes(4)",
+        "and True",
+        ("tests/unit/orchestrator/test_scan.py",),
+    ),
+    Mutant(
+        "half a picture",
+        "a file that ends too early is told as such",
+        "worker/caption_flow/worker/images/wholeness.py",
+        "return at == len(data)",
+        "return True",
+        ("tests/unit/images/test_load.py",),
+    ),
+    Mutant(
+        "hasty drain",
+        "what workers finish last in a drain is stored",
+        SERVICE,
+        "DRAIN_WORK_SECONDS + DRAIN_ACK_SECONDS",
+        "DRAIN_WORK_SECONDS",
+        SERVICE_TESTS,
+    ),
 )

@@ -12,7 +12,8 @@ import base64
 import contextlib
 import io
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -254,3 +255,26 @@ async def scripted_server(**options: Any) -> AsyncIterator[ScriptedServer]:
         yield server
     finally:
         await server.stop()
+
+
+@contextlib.contextmanager
+def serving(**options: Any) -> Iterator[ScriptedServer]:
+    """Serve from a thread of its own, for tests that wait for processes."""
+    started, box = threading.Event(), []
+
+    async def serve() -> None:
+        async with scripted_server(**options) as server:
+            stop = asyncio.Event()
+            box.append((server, asyncio.get_running_loop(), stop))
+            started.set()
+            await stop.wait()
+
+    thread = threading.Thread(target=lambda: asyncio.run(serve()))
+    thread.start()
+    assert started.wait(30)
+    server, loop, stop = box[0]
+    try:
+        yield server
+    finally:
+        loop.call_soon_threadsafe(stop.set)
+        thread.join(30)

@@ -73,6 +73,8 @@ from caption_flow.protocol.codec import (
     ProtocolError,
 )
 from caption_flow.protocol.messages import (
+    DRAIN_ACK_SECONDS,
+    DRAIN_WORK_SECONDS,
     Drain,
     Finished,
     Grant,
@@ -148,7 +150,7 @@ class Settings:
     max_attempts: int = 3
     checkpoint_interval: float = 60.0
     checkpoint_rows: int = 1000
-    drain_seconds: float = 10.0
+    drain_seconds: float = DRAIN_WORK_SECONDS + DRAIN_ACK_SECONDS
     checks: CheckPolicy = field(default_factory=CheckPolicy)
 
 

@@ -154,9 +154,14 @@ class DatasetConfig(Section):
     metadata_path: FilePath | None = Field(
         default=None, description="webshart's JSON index of the tar shards, file or folder."
     )
-    recursive: bool = Field(default=True, description="Look into sub-folders, too.")
+    recursive: bool = Field(
+        default=True,
+        description="Look into sub-folders, too. Images are told by their suffix, in upper case or "
+        "lower, and files without one by their first bytes.",
+    )
     follow_symlinks: bool = Field(
-        default=False, description="Follow links to files and folders outside the dataset."
+        default=False,
+        description="Follow links to files and folders; without it they are left out.",
     )
     include_hidden: bool = Field(
         default=False, description="Take files and folders whose name begins with a dot, too."

@@ -23,6 +23,10 @@ Index = Annotated[int, msgspec.Meta(ge=0, le=2**48)]
 Items = Annotated[tuple[Index, ...], msgspec.Meta(max_length=2**20)]
 HeldItems = Annotated[dict[int, Items], msgspec.Meta(max_length=100_000)]
 """Items by lease."""
+DRAIN_WORK_SECONDS: Final = 10.0
+"""How long a worker that heard `Drain` lets begun items finish."""
+DRAIN_ACK_SECONDS: Final = 5.0
+"""How long its last rows may take from then on to be durable, and acknowledged."""
 MAX_BATCH_ROWS: Final = 4096
 Stats = Annotated[
     dict[

@@ -13,7 +13,15 @@ from structlog.testing import capture_logs
 from caption_flow.orchestrator.assembly import assemble
 from caption_flow.orchestrator.server.server import ServerError
 from caption_flow.orchestrator.sources.base import SourceError
-from caption_flow.protocol.messages import Ack, Drain, Grant, Wait, Want
+from caption_flow.protocol.messages import (
+    DRAIN_ACK_SECONDS,
+    DRAIN_WORK_SECONDS,
+    Ack,
+    Drain,
+    Grant,
+    Wait,
+    Want,
+)
 from caption_flow.storage.database import PARTS_FOLDER
 from caption_flow.storage.errors import StorageFullError
 from caption_flow.storage.store import RunStore
@@ -63,6 +71,12 @@ async def test_a_drain_waits_for_a_bounded_time_only(tmp_path: Path) -> None:
         run.orchestrator.drain()
         await silent.closed()
         assert time.monotonic() - began < PATIENCE_SECONDS / 2
+
+
+async def test_a_drain_outlasts_what_workers_do_in_it(tmp_path: Path) -> None:
+    """Else what they finish last would be lost, each time that not everything can be finished."""
+    async with led(tmp_path, images=1) as run:
+        assert run.orchestrator.settings.drain_seconds >= DRAIN_WORK_SECONDS + DRAIN_ACK_SECONDS
 
 
 def shortened(run: Run) -> Any:

@@ -22,6 +22,7 @@ from websockets.datastructures import Headers
 from websockets.http11 import Response
 
 from caption_flow.protocol.messages import (
+    DRAIN_WORK_SECONDS,
     Ack,
     Drain,
     Fetch,
@@ -47,7 +48,6 @@ from caption_flow.protocol.messages import (
 )
 from caption_flow.protocol.places import FilePlace
 from caption_flow.worker.client import Address, Client
-from caption_flow.worker.core.session import DRAIN_WORK_SECONDS
 from caption_flow.worker.engines.base import Engine, EngineDied, EngineUnavailable
 from caption_flow.worker.service import WorkerSettings, run_worker
 from tests.support.engines import PATIENCE_SECONDS, ScriptedEngine

@@ -332,8 +332,15 @@ def test_an_empty_file_is_told_as_such() -> None:
 
 @pytest.mark.parametrize(
     "data",
-    [b"\0", b"hello", b"<!DOCTYPE html><html><body>404</body></html>", b"{}", bytes(4096)],
-    ids=["nul", "text", "html", "json", "zeros"],
+    [
+        b"\0",
+        b"hello",
+        b"<!DOCTYPE html><html><body>404</body></html>",
+        b"{}",
+        bytes(4096),
+        b"BMWs, old",
+    ],
+    ids=["nul", "text", "html", "json", "zeros", "cars"],
 )
 def test_what_is_not_a_picture_is_told_as_such(data: bytes) -> None:
     assert refused(data).kind == load.UNRECOGNISED
@@ -348,7 +355,7 @@ def test_a_postscript_program_is_never_run() -> None:
     assert refused(data).kind == load.UNRECOGNISED
 
 
-@pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP", "TIFF", "BMP"])
+@pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "AVIF"])
 @pytest.mark.parametrize("share", [0.5, 0.9])
 def test_a_file_cut_short_is_told_as_such(file_format: str, share: float) -> None:
     data = encode(noise(256, 256), file_format)
@@ -356,8 +363,8 @@ def test_a_file_cut_short_is_told_as_such(file_format: str, share: float) -> Non
     assert error.kind == load.TRUNCATED
 
 
-@pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP"])
-@pytest.mark.parametrize("length", [16, 24])
+@pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "AVIF"])
+@pytest.mark.parametrize("length", [12, 16, 24])
 def test_a_file_cut_within_its_header_is_told_as_such(file_format: str, length: int) -> None:
     assert refused(encode(noise(64, 64), file_format)[:length]).kind == load.TRUNCATED
 

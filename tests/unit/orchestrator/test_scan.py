@@ -106,7 +106,7 @@ def test_a_link_to_itself_is_passed_over(tmp_path: Path) -> None:
         JPEG,
         b"\x89PNG\r\n\x1a\n",
         b"GIF89a",
-        b"BM6\0",
+        b"BM6\0\0\0\0\0\0\0",
         b"II*\0\x08\0",
         b"MM\0*\0\0",
         b"RIFF\x10\0\0\0WEBPVP8 ",
@@ -117,6 +117,7 @@ def test_a_link_to_itself_is_passed_over(tmp_path: Path) -> None:
 def test_a_file_without_a_suffix_is_told_by_its_first_bytes(tmp_path: Path, head: bytes) -> None:
     put(tmp_path, "0a1b2c", content=head)
     put(tmp_path, "readme", content=b"Plain text, nothing else.")
+    put(tmp_path, "cars", content=b"BMWs and others")
     put(tmp_path, "empty", content=b"")
     put(tmp_path, "sound", content=b"RIFF\x10\0\0\0WAVEfmt ")
 

@@ -8,6 +8,8 @@ import msgspec
 import pytest
 
 from caption_flow.protocol.messages import (
+    DRAIN_ACK_SECONDS,
+    DRAIN_WORK_SECONDS,
     Ack,
     Drain,
     Fetch,
@@ -57,8 +59,6 @@ from caption_flow.worker.core.events import (
 )
 from caption_flow.worker.core.outbox import Outbox
 from caption_flow.worker.core.session import (
-    DRAIN_ACK_SECONDS,
-    DRAIN_WORK_SECONDS,
     FINISHED_ACK_SECONDS,
     FINISHED_PAUSE_SECONDS,
     Session,

@@ -18,7 +18,14 @@ IMAGE_SUFFIXES: Final = frozenset(
     b".ppm .pgm .pbm .pnm .tga".split()
 )
 VIDEO_SUFFIXES: Final = frozenset(b".mp4 .m4v .mov .webm .mkv".split())
-_SIGNATURES: Final = (b"\xff\xd8\xff", b"\x89PNG\r\n", b"GIF8", b"BM", b"II*\0", b"MM\0*")
+_SIGNATURES: Final = (
+    b"\xff\xd8\xff",
+    b"\x89PNG\r\n",
+    b"GIF87a",
+    b"GIF89a",
+    b"II*\0",
+    b"MM\0*",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,6 +202,8 @@ def _looks_like_an_image(path: bytes) -> bool:
         head = file.read(16)
     return (
         head.startswith(_SIGNATURES)
+        # Two letters are soon met at the beginning of a text; four zeros are not.
+        or (head[:2] == b"BM" and head[6:10] == bytes(4))
         or (head[:4] == b"RIFF" and head[8:12] == b"WEBP")
         or (head[4:8] == b"ftyp" and head[8:12] in {b"avif", b"avis", b"heic", b"heix", b"mif1"})
     )

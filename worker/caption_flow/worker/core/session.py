@@ -23,6 +23,8 @@ from typing import Final, Generic, TypeVar
 import msgspec
 
 from caption_flow.protocol.messages import (
+    DRAIN_ACK_SECONDS,
+    DRAIN_WORK_SECONDS,
     Ack,
     Drain,
     Finished,
@@ -73,10 +75,6 @@ from caption_flow.worker.core.outbox import Outbox
 
 R = TypeVar("R")
 
-DRAIN_WORK_SECONDS: Final = 10.0
-"""How long a draining worker lets begun items finish."""
-DRAIN_ACK_SECONDS: Final = 5.0
-"""How long a draining worker waits for its last rows to be acknowledged."""
 FINISHED_ACK_SECONDS: Final = 0.5
 """After `Finished` every item is durable somewhere; acknowledgements are a courtesy."""
 FINISHED_PAUSE_SECONDS: Final = 10.0

@@ -27,6 +27,7 @@ from caption_flow.worker.images.cost import (
     largest_size,
     takes_too_long,
 )
+from caption_flow.worker.images.wholeness import format_of, is_cut_off
 
 EMPTY: Final = "image_empty"
 UNRECOGNISED: Final = "image_unrecognised"
@@ -334,13 +335,14 @@ def _diagnose(error: Exception, data: bytes) -> ImageError:
     """Return the `ImageError` that tells a person what is wrong with the file."""
     if isinstance(error, Image.DecompressionBombError | MemoryError):
         return ImageError(TOO_LARGE, f"the picture is too large to decode ({_first_line(error)})")
-    if _is_cut_off(data) or "truncated" in str(error).lower():
+    if is_cut_off(data) or "truncated" in str(error).lower():
         return ImageError(TRUNCATED, f"the file ends too early, after {len(data):,} bytes")
-    if isinstance(error, UnidentifiedImageError) and _is_heic(data) and "HEIF" not in _formats():
+    kind = format_of(data)
+    if isinstance(error, UnidentifiedImageError) and kind == "HEIF" and "HEIF" not in _formats():
         return ImageError(
             UNRECOGNISED, "the file is HEIC: the worker needs `pip install 'caption-flow[heic]'`"
         )
-    if isinstance(error, UnidentifiedImageError) and _signature(data) is None:
+    if isinstance(error, UnidentifiedImageError) and kind is None:
         return ImageError(
             UNRECOGNISED, f"the file is not a picture that can be read; it begins {data[:16]!r}"
         )
@@ -351,35 +353,3 @@ def _first_line(error: Exception) -> str:
     lines = str(error).splitlines()
     text = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
     return "its header cannot be read" if isinstance(error, UnidentifiedImageError) else text
-
-
-def _signature(data: bytes) -> str | None:
-    """Name the common format these bytes begin like."""
-    if data[:3] == b"\xff\xd8\xff":
-        return "JPEG"
-    if data[:8] == b"\x89PNG\r\n\x1a\n":
-        return "PNG"
-    if data[:6] in {b"GIF87a", b"GIF89a"}:
-        return "GIF"
-    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
-        return "WEBP"
-    return None
-
-
-def _is_heic(data: bytes) -> bool:
-    return data[4:8] == b"ftyp" and data[8:12] in {b"heic", b"heix", b"hevc", b"heim", b"mif1"}
-
-
-def _is_cut_off(data: bytes) -> bool:
-    """Tell whether a file of a common format lacks its end."""
-    match _signature(data):
-        case "JPEG":
-            return b"\xff\xd9" not in data[-4096:]  # some cameras pad behind the end marker
-        case "PNG":
-            return b"IEND" not in data[-4096:]
-        case "GIF":
-            return b";" not in data[-16:]
-        case "WEBP":
-            return int.from_bytes(data[4:8], "little") + 8 > len(data)
-        case _:
-            return False
