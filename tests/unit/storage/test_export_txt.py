@@ -13,6 +13,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+from structlog.testing import capture_logs
 
 from caption_flow.storage import atomic
 from caption_flow.storage.contents import Selection, StorageContents
@@ -24,6 +25,7 @@ from caption_flow.storage.exporter import (
     claims,
 )
 from caption_flow.storage.exporter import report as report_module
+from caption_flow.storage.exporter.undo import undo_export
 
 Item = dict[str, Any]
 
@@ -585,3 +587,30 @@ def test_a_reader_that_fails_midway_is_closed_and_its_error_is_its_own(tmp_path:
         StorageExporter(source.contents()).to_jsonl(tmp_path / "out.jsonl")
     assert source.opened == 0
     assert texts(tmp_path) == {}
+
+
+def test_what_a_program_s_export_replaces_can_be_put_back(tmp_path: Path) -> None:
+    """Nobody who calls `to_txt` from Python has asked for the words of people to be lost."""
+    (tmp_path / "run").mkdir()
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images/1.txt").write_text("by hand")
+    contents = Batches([item("1.jpg", "ours"), item("2.jpg", "ours")]).contents()
+    contents.metadata["data_dir"] = str(tmp_path / "run")
+    with capture_logs() as said:
+        assert StorageExporter(contents).to_txt(tmp_path / "images") == 2
+    assert texts(tmp_path / "images") == {"1.txt": "ours", "2.txt": "ours"}
+    (warning,) = said
+    assert warning["files"] == 1
+    assert str(tmp_path / "run") in warning["to_undo"]
+    assert undo_export(tmp_path / "run").restored == 1
+    assert texts(tmp_path / "images") == {"1.txt": "by hand", "2.txt": "ours"}
+
+
+def test_nothing_is_replaced_that_could_not_be_put_back(tmp_path: Path) -> None:
+    (tmp_path / "1.txt").write_text("by hand")
+    contents = Batches([item("1.jpg", "ours")]).contents()
+    (tmp_path / "run/undo.sqlite3").mkdir(parents=True)
+    contents.metadata["data_dir"] = str(tmp_path / "run")
+    with pytest.raises(ExportError, match=r"cannot be kept in .*undo\.sqlite3"):
+        StorageExporter(contents).to_txt(tmp_path)
+    assert texts(tmp_path) == {"1.txt": "by hand"}

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import sqlite3
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from os import PathLike
 from pathlib import Path
 from typing import Literal
 
+import structlog
+
 from caption_flow.storage.contents import StorageContents
+from caption_flow.storage.exported import UNDO_FILE, Replaced, replaced_by_export
 from caption_flow.storage.exporter.captioned import Listing
 from caption_flow.storage.exporter.csv_file import export_csv
+from caption_flow.storage.exporter.errors import ExportError
 from caption_flow.storage.exporter.imagefolder import export_imagefolder
 from caption_flow.storage.exporter.json_files import export_json_files
 from caption_flow.storage.exporter.jsonl import export_jsonl
@@ -21,6 +28,8 @@ from caption_flow.storage.exporter.simpletuner import export_simpletuner
 from caption_flow.storage.exporter.texts import Wording
 from caption_flow.storage.exporter.txt import export_txt
 from caption_flow.storage.exporter.webshart import export_webshart
+
+log = structlog.get_logger()
 
 AnyPath = str | PathLike[str]
 
@@ -47,17 +56,23 @@ class StorageExporter:
         existing: Existing = "overwrite",
         include_empty: bool = False,
     ) -> int:
-        """Write ``<image stem>.txt`` beside each image under ``output_dir``; see `export_txt`."""
-        return self._keep(
-            export_txt(
+        """Write ``<image stem>.txt`` beside each image under ``output_dir``; see `export_txt`.
+
+        What files held that are replaced is kept in the run's folder, if the contents say which
+        one it is: ``caption-flow export --undo`` puts it back.
+        """
+        with self._undoable() as replaced:
+            report = export_txt(
                 self.contents,
                 Path(output_dir),
                 filename_column=filename_column,
                 wording=Wording((export_column,)),
                 existing=existing,
                 include_empty=include_empty,
+                replaced=replaced,
             )
-        )
+        self._tell_of_replaced(report)
+        return self._keep(report)
 
     def to_json(
         self,
@@ -66,15 +81,17 @@ class StorageExporter:
         *,
         existing: Literal["overwrite", "skip"] = "overwrite",
     ) -> int:
-        """Write ``<image stem>.json`` beside each image under ``output_dir``."""
-        return self._keep(
-            export_json_files(
+        """Write ``<image stem>.json`` beside each image under ``output_dir``, as `to_txt` does."""
+        with self._undoable() as replaced:
+            report = export_json_files(
                 self.contents,
                 Path(output_dir),
                 filename_column=filename_column,
                 existing=existing,
+                replaced=replaced,
             )
-        )
+        self._tell_of_replaced(report)
+        return self._keep(report)
 
     def to_jsonl(self, output_path: AnyPath) -> int:
         """Write one JSON object per row; returns the rows written."""
@@ -137,6 +154,37 @@ class StorageExporter:
         """
         listing = Listing(Wording((export_column,)), filename_column)
         return self._keep(export_webshart(self.contents, Path(metadata_path), listing))
+
+    @contextmanager
+    def _undoable(self) -> Iterator[Replaced | None]:
+        data_dir = self._data_dir
+        if data_dir is None:
+            yield None
+            return
+        with ExitStack() as stack:
+            try:
+                record = stack.enter_context(replaced_by_export(data_dir))
+            except (sqlite3.DatabaseError, OSError) as error:
+                raise ExportError(
+                    "what files hold before they are replaced cannot be kept in "
+                    f"{data_dir / UNDO_FILE}: {error}"
+                ) from error
+            yield record
+
+    @property
+    def _data_dir(self) -> Path | None:
+        known = self.contents.metadata.get("data_dir")
+        return Path(known) if known is not None and Path(known).is_dir() else None
+
+    def _tell_of_replaced(self, report: ExportReport) -> None:
+        if report.replaced:
+            data_dir = self._data_dir
+            undo = f"caption-flow export --undo --data-dir {data_dir}"
+            log.warning(
+                "files that held something else were replaced",
+                files=report.replaced,
+                **({} if data_dir is None else {"to_undo": undo}),
+            )
 
     def _keep(self, report: ExportReport) -> int:
         self.report = report
