@@ -2,11 +2,15 @@
 
     python benchmarks/exports.py                          a million rows, every format of tables
     python benchmarks/exports.py --rows 100000 --formats txt,json
+    python benchmarks/exports.py --rows 10000000 --formats txt,json --one-in 100
+                                                          one row in a hundred has a text
     python benchmarks/exports.py --json FILE              keep the figures as well
 
 A row has a caption of some 60 words, a size and statistics, as after one stage. The run is in a
 temporary folder that is removed. What is measured is ``caption-flow export`` as a whole, start
-included; memory is the process's highest resident set.
+included; memory is the process's highest resident set. Formats of a file an item keep something of
+each row, whether it has a text or not, and nothing of a file that is written: with few texts their
+memory can be seen without ten million files.
 """
 
 from __future__ import annotations
@@ -37,15 +41,15 @@ TABLES: Final = "jsonl,csv,parquet,lance,kohya,imagefolder,simpletuner,webshart"
 WORDS: Final = ("a", "red", "old", "small", "bright", "house", "river", "man", "under", "light")
 
 
-def make_run(data_dir: Path, rows: int) -> None:
-    """Write a run of so many captioned rows."""
+def make_run(data_dir: Path, rows: int, one_in: int) -> None:
+    """Write a run of so many captioned rows; one in so many has a text, the others an empty one."""
     data_dir.mkdir()
     chance = random.Random(1)
     texts = [" ".join(chance.choices(WORDS, k=60)) for _ in range(1000)]
     same = same_in_all(ROWS_OF_A_PART)
     with closing(open_for_writing(data_dir)) as ledger:
         for number, first in enumerate(range(0, rows, ROWS_OF_A_PART), start=1):
-            table = some_rows(same.slice(0, rows - first), first, texts)
+            table = some_rows(same.slice(0, rows - first), first, texts, one_in)
             part = write_part(data_dir / PARTS_FOLDER, number, table)
             ledger.execute(
                 "INSERT INTO parts (part, file, rows, bytes, checksum, counts, recorded_at) "
@@ -79,7 +83,7 @@ def same_in_all(count: int) -> pa.Table:
     return pa.Table.from_pylist([row] * count, stored_schema(("captions",)))
 
 
-def some_rows(same: pa.Table, first: int, texts: list[str]) -> pa.Table:
+def some_rows(same: pa.Table, first: int, texts: list[str], one_in: int) -> pa.Table:
     """Return rows of one part: the ``same``, with what is each one's own."""
     numbers = range(first, first + same.num_rows)
     shards = [f"{at // TAR:05d}.tar" for at in numbers]
@@ -90,7 +94,9 @@ def some_rows(same: pa.Table, first: int, texts: list[str]) -> pa.Table:
         "shard": shards,
         "chunk_id": [f"{shard}:0" for shard in shards],
         "item_index": [at % TAR for at in numbers],
-        "captions": [[f"{texts[at % len(texts)]} {at}"] for at in numbers],
+        "captions": [
+            [f"{texts[at % len(texts)]} {at}"] if at % one_in == 0 else [] for at in numbers
+        ],
     }
     for name, values in own.items():
         field = same.schema.field(name)
@@ -125,6 +131,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--formats", default=TABLES)
+    parser.add_argument("--one-in", type=int, default=1, metavar="N")
     parser.add_argument("--json", type=Path)
     asked = parser.parse_args()
     figures = {}
@@ -132,7 +139,7 @@ def main() -> None:
         data_dir = Path(made) / "run"
         # In a process of its own: a child's peak counts from what its parent held.
         maker = multiprocessing.get_context("spawn").Process(
-            target=make_run, args=(data_dir, asked.rows)
+            target=make_run, args=(data_dir, asked.rows, asked.one_in)
         )
         maker.start()
         maker.join()
