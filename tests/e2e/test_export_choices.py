@@ -139,10 +139,19 @@ def test_all_formats_are_made_at_once_and_what_cannot_be_made_is_named(here: Pat
 def test_a_choice_that_suits_no_text_stops_all_formats_before_the_first(here: Path) -> None:
     before = sorted(here.rglob("*"))
     arguments = ("export", "--data-dir", "results", "--format", "all", "--output", "photos")
-    finished = caption_flow(*arguments, cwd=here)
+    finished = caption_flow(*arguments, "--export-column", "shrot", cwd=here)
     assert finished.code == 2
     assert "--export-column" in finished.errors[0]
     assert sorted(here.rglob("*")) == before
+
+
+def test_without_a_choice_texts_are_what_the_last_stage_gave(here: Path) -> None:
+    to_txt(here)
+    found = texts(here)
+    to_txt(here, "--export-column", "short")
+    assert texts(here) == found
+    to_txt(here, "--export-column", "long")
+    assert texts(here) != found
 
 
 def test_lists_for_trainers_have_the_words_that_are_asked_for(here: Path) -> None:

@@ -13,6 +13,7 @@ from caption_flow.cli.arrow import keep_pandas_out
 from caption_flow.cli.failures import usage_error
 from caption_flow.cli.folders import for_people, refuse_unwritable
 from caption_flow.cli.logs import configure_logging
+from caption_flow.cli.retries import tell_of_retries
 
 
 class Format(StrEnum):
@@ -86,7 +87,7 @@ def export(
         typer.Option(
             metavar="LIST",
             help="Output fields that texts are made of, comma-separated, in this order. "
-            "[default: captions, or the only one]",
+            "[default: captions, or else the last stage's]",
         ),
     ] = None,
     per_field: Annotated[
@@ -316,6 +317,7 @@ def export(
     if split is not None and not is_split(split):
         usage_error(f"--split: {split!r} is no split: letters, digits, _ and single dots")
     keep_pandas_out()
+    tell_of_retries()
     if stats_only:
         print_stats(data_dir, as_json=as_json)
         return

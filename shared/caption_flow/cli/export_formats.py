@@ -134,8 +134,8 @@ def _wording(request: Request, contents: StorageContents) -> Wording:
         unknown = [name for name in columns if name not in contents.columns]
         require_known("--export-column", "output field", unknown, fields)
     else:
-        columns = (fields[0],) if len(fields) == 1 else (DEFAULT_COLUMN,)
-        require_known("--export-column", "output field", columns, fields)
+        # As `run` chooses: what the last stage gave is what the chain was for.
+        columns = (DEFAULT_COLUMN,) if DEFAULT_COLUMN in fields or not fields else (fields[-1],)
     return Wording(columns, None, request.prefix, request.suffix)
 
 

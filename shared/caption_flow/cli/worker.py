@@ -26,6 +26,7 @@ from caption_flow.cli.engines import check_engine
 from caption_flow.cli.failures import CommandFailed, usage_error
 from caption_flow.cli.gpus import show_only
 from caption_flow.cli.logs import configure_logging
+from caption_flow.cli.retries import tell_of_retries
 from caption_flow.config.discovery import find_config
 from caption_flow.config.secret import SecretError
 from caption_flow.config.worker import WorkerConfig
@@ -257,6 +258,7 @@ def start(
     import uvloop  # noqa: PLC0415
 
     keep_pandas_out()
+    tell_of_retries()
     settings = settings_from(
         config,
         token=token,
