@@ -38,7 +38,7 @@ def export_rows(request: Request) -> None:
     ):
         try:
             reports = [
-                report
+                (name, report)
                 for name in _formats(request)
                 for report in _export(request, name, rows, choice, progress)
             ]
@@ -47,17 +47,17 @@ def export_rows(request: Request) -> None:
         except (ExportError, ChoiceError) as error:
             raise CommandFailed(str(error)) from error
     if request.as_json:
-        print_json([report.facts() for report in reports])
+        print_json([{"format": name, **report.facts()} for name, report in reports])
     else:
-        _print_reports(reports)
-    _fail_without_images(sum(report.without_image for report in reports))
+        for name, report in reports:
+            _print_report(report, f"{name}: " if request.format == ALL else "")
+    _fail_without_images(sum(report.without_image for _, report in reports))
 
 
-def _print_reports(reports: list[ExportReport]) -> None:
-    for report in reports:
-        print(f"{for_people(report.shown)}: {report.summary()}")
-        for problem in report.problems:
-            print(f"Note: {for_people(problem)}")
+def _print_report(report: ExportReport, before: str) -> None:
+    print(f"{before}{for_people(report.shown)}: {report.summary()}")
+    for problem in report.problems:
+        print(f"Note: {for_people(problem)}")
 
 
 def _fail_without_images(count: int) -> None:
