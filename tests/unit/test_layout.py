@@ -7,6 +7,7 @@ import tomllib
 from collections import Counter
 from importlib import metadata
 from pathlib import Path
+from typing import TypeGuard
 
 import pytest
 
@@ -42,6 +43,21 @@ def test_no_module_is_in_two_source_roots() -> None:
 @pytest.mark.parametrize("module", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_every_module_says_what_it_owns(module: Path) -> None:
     assert ast.get_docstring(ast.parse(module.read_bytes()))
+
+
+@pytest.mark.parametrize("module", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_no_console_makes_pictures_of_words_between_colons(module: Path) -> None:
+    """rich shows ``:ab:`` as an emoji unless told not to: in fingerprints, paths and captions."""
+    calls = [node for node in ast.walk(ast.parse(module.read_bytes())) if is_console(node)]
+    assert [call.lineno for call in calls if not says_no_emoji(call)] == []
+
+
+def is_console(node: ast.AST) -> TypeGuard[ast.Call]:
+    return isinstance(node, ast.Call) and ast.unparse(node.func) in {"Console", "console.Console"}
+
+
+def says_no_emoji(call: ast.Call) -> bool:
+    return any(one.arg == "emoji" and ast.unparse(one.value) == "False" for one in call.keywords)
 
 
 def test_the_installed_version_is_the_one_of_this_tree() -> None:

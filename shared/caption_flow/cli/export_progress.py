@@ -30,7 +30,7 @@ class ExportProgress:
     def __init__(
         self, console: Console | None = None, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        self._console = console or Console(stderr=True, highlight=False)
+        self._console = console or Console(stderr=True, highlight=False, emoji=False)
         self._clock = clock
         self._progress = Progress(
             TextColumn("{task.description}", markup=False),

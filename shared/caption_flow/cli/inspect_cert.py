@@ -179,7 +179,7 @@ def _print(seen: _Seen, why_invalid: str | None) -> None:
         lines.append(("beside it", f"{seen.issuers} of its issuers"))
     if seen.was_served:
         lines.append(("trusted", f"no: {seen.distrust}" if seen.distrust else "yes"))
-    out = Console(highlight=False, markup=False, soft_wrap=True)
+    out = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
     for name, value in lines:
         out.print(f"{name:<12}{_printable(value)}")
     if seen.was_served:

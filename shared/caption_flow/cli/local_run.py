@@ -59,7 +59,7 @@ class LocalRun:
 
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
-        self._console = Console(stderr=True, highlight=False, markup=False)
+        self._console = Console(stderr=True, highlight=False, markup=False, emoji=False)
         self._began = time.monotonic()
         self._loaded: float | None = None
         self._report = JobReport(plan)

@@ -75,7 +75,7 @@ def _findings(data_dir: Path) -> Findings:
 
 
 def _report(findings: Findings, *, as_json: bool) -> int:
-    out = Console(highlight=False, markup=False, soft_wrap=True)
+    out = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
     code = EXIT_FAILED if findings.breached else EXIT_OK
     if as_json:
         out.print(json.dumps(asdict(findings) | {"pending": findings.pending}, default=str))

@@ -40,7 +40,9 @@ _COLOUR_CODES: Final = _PLAIN_CODES | {
 }  # fmt: skip
 
 Spans = Sequence[tuple[Style, str]]
-_CONSOLE: Final = Console(file=io.StringIO(), width=80, color_system=None, legacy_windows=False)
+_CONSOLE: Final = Console(
+    file=io.StringIO(), width=80, color_system=None, legacy_windows=False, emoji=False
+)
 
 
 @dataclass(frozen=True, slots=True)
