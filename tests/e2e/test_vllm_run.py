@@ -145,7 +145,7 @@ def test_what_reaches_the_engine_in_stage_2_is_what_stage_1_said_of_this_very_im
 def test_a_second_run_ends_at_once_without_loading_a_model(captioned: Captioned) -> None:
     assert captioned.again.code == 0
     assert captioned.again.out.startswith("Nothing to do: all 13 images were done already.")
-    assert captioned.again.cpu_seconds < 3.0
+    assert captioned.again.cpu_seconds < 4.0
 
 
 def test_a_model_that_cannot_be_had_ends_the_run_with_its_reason(tmp_path: Path) -> None:

@@ -1680,6 +1680,22 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
         RATION_TESTS,
     ),
     Mutant(
+        "short enough by assumption",
+        "a text is measured where all together are too long",
+        "shared/caption_flow/protocol/rows.py",
+        "if text is None or text.size <= most:",
+        "if text is None or text.size:",
+        ("tests/integration/orchestrator/test_privileges.py",),
+    ),
+    Mutant(
+        "reasons without failures",
+        "a captioned row has no reason to fail",
+        "shared/caption_flow/storage/writes.py",
+        "if FAILED in status or kinds.null_count < len(kinds):",
+        "if FAILED in status:",
+        ("tests/integration/storage/test_commits.py",),
+    ),
+    Mutant(
         "rows of any length",
         "what is longer than anybody needs is refused",
         f"{STORAGE}/writes.py",

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from caption_flow.protocol.codec import ProtocolError
-from caption_flow.protocol.rows import CAPTIONED, Row
+from caption_flow.protocol.rows import CAPTIONED, FAILED, Row
 from caption_flow.storage.database import LEDGER_FILE, open_for_writing
 from caption_flow.storage.errors import StorageError, StorageFullError
 from caption_flow.storage.store import RunStore
@@ -271,3 +271,28 @@ async def until(condition: Callable[[], object]) -> None:
     async with asyncio.timeout(PATIENCE_SECONDS):
         while not condition():  # noqa: ASYNC110  -- a thread sets no event of this loop
             await asyncio.sleep(0.005)
+
+
+TEXTS = {"captions": ["a text"]}
+
+
+@pytest.mark.parametrize(
+    ("row", "says"),
+    [
+        (Row(1, CAPTIONED, TEXTS, error_kind="image_damaged"), "has a reason to fail"),
+        (Row(1, FAILED, error="no kind of failure"), "has a reason to fail"),
+        (Row(1, "done", TEXTS), "neither captioned nor failed"),
+        (Row(1, CAPTIONED, {"captions": []}), "no text in captions"),
+        (Row(1, CAPTIONED), "no text in captions"),
+    ],
+)
+@pytest.mark.parametrize(
+    "others", [[Row(0, CAPTIONED, TEXTS)], [Row(0, FAILED, error_kind="x", error="why")]]
+)
+def test_rows_that_contradict_themselves_are_refused(
+    row: Row, says: str, others: list[Row]
+) -> None:
+    """Among captioned ones and among failed ones."""
+    batch(others).prepare()
+    with pytest.raises(ProtocolError, match=says):
+        batch([*others, row]).prepare()

@@ -67,7 +67,10 @@ PROMISED: Final[Mapping[str, str]] = {
     "run": "--engine= --base-url= --api-key=",
     "monitor": "--config= --server= --token= --no-verify-ssl --debug",
     "export": "--data-dir= --format= --output= --limit= --columns= --export-column= "
-    "--filename-column= --shard= --shards= --include-empty --stats-only --optimize --verbose",
+    "--filename-column= --shard= --shards= --include-empty --stats-only --optimize --hf-dataset= "
+    "--license= --private --nsfw --tags= --verbose",
+    "view": "--data-dir= --refresh-rate= --no-images",
+    "import": "",
     "auth": "--config= --server= --token= --no-verify-ssl",
     "auth add": "--token-value= --no-reload",
     "auth remove": "--no-reload",
@@ -93,12 +96,14 @@ VALUES: Final[Mapping[str, str]] = {
     "--length": "32",
     "--count": "2",
     "--engine": "synthetic",
+    "--refresh-rate": "2.5",
 }
 """Those that are no text; any other is given one with both signs in it."""
 ARGUMENTS: Final[Mapping[str, list[str]]] = {
     "auth add": ["worker", "a name"],
     "auth remove": ["a name"],
     "inspect-cert": ["cert_of-mine.pem"],
+    "import": ["my_old-captions"],
 }
 
 

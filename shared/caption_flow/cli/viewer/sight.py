@@ -125,7 +125,7 @@ class Sight:
             return None, {}
         with closing(connection):
             section = read_meta(connection, DATASET_SECTION)
-            return None if section is None else from_text(section), known_shards(connection)
+            return from_text(section) if section else None, known_shards(connection)
 
     def _bytes(self, place: Place) -> bytes:
         size = 0
