@@ -14,6 +14,7 @@ from caption_flow.cli.failures import usage_error
 from caption_flow.cli.folders import for_people, refuse_unwritable
 from caption_flow.cli.logs import configure_logging
 from caption_flow.cli.retries import tell_of_retries
+from caption_flow.cli.statuses import Status
 
 
 class Format(StrEnum):
@@ -59,14 +60,6 @@ class Existing(StrEnum):
     OVERWRITE = "overwrite"
     APPEND = "append"
     BACKUP = "backup"
-
-
-class Status(StrEnum):
-    """How a row may have ended."""
-
-    OK = "ok"
-    FLAGGED = "flagged"
-    FAILED = "failed"
 
 
 def export(

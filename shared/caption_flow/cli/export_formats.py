@@ -9,19 +9,18 @@ import json
 import re
 import secrets
 import sqlite3
-from collections.abc import Callable, Collection, Iterator
-from contextlib import ExitStack, closing, contextmanager, suppress
+from collections.abc import Callable, Collection
+from contextlib import closing, suppress
 from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Final
 
 from caption_flow.cli.failures import usage_error
-from caption_flow.cli.folders import for_people
 from caption_flow.storage.choice import Ending
 from caption_flow.storage.contents import StorageContents, no_such
 from caption_flow.storage.database import open_for_reading, read_meta
-from caption_flow.storage.exported import UNDO_FILE, Replaced, exported_from, replaced_by_export
+from caption_flow.storage.exported import exported_from
 from caption_flow.storage.exporter.captioned import Listing
 from caption_flow.storage.exporter.csv_file import export_csv
 from caption_flow.storage.exporter.errors import ExportError, naming
@@ -38,6 +37,7 @@ from caption_flow.storage.exporter.sidecars import keep_beside
 from caption_flow.storage.exporter.simpletuner import export_simpletuner
 from caption_flow.storage.exporter.texts import DEFAULT_COLUMN, Wording
 from caption_flow.storage.exporter.txt import export_txt
+from caption_flow.storage.exporter.undo import kept_for_undo
 from caption_flow.storage.exporter.webshart import export_webshart, has_metadata, require_metadata
 
 ALL: Final = "all"
@@ -163,7 +163,7 @@ def _txt(request: Request, contents: StorageContents) -> list[ExportReport]:
     if request.per_field:
         files = {f".{name}.txt": replace(whole, columns=(name,)) for name in whole.columns}
     folder = _folder(request, contents)
-    with _replaced(request) as replaced:
+    with kept_for_undo(request.data_dir, request.number) as replaced:
         return [
             export_txt(
                 contents,
@@ -180,7 +180,7 @@ def _txt(request: Request, contents: StorageContents) -> list[ExportReport]:
 
 
 def _json(request: Request, contents: StorageContents) -> list[ExportReport]:
-    with _replaced(request) as replaced:
+    with kept_for_undo(request.data_dir, request.number) as replaced:
         return [
             export_json_files(
                 contents,
@@ -195,7 +195,7 @@ def _json(request: Request, contents: StorageContents) -> list[ExportReport]:
 def _webshart(request: Request, contents: StorageContents) -> list[ExportReport]:
     listing = _listing(request, contents)
     require_metadata(request.output)
-    with _replaced(request) as replaced:
+    with kept_for_undo(request.data_dir, request.number) as replaced:
         return [
             export_webshart(
                 contents,
@@ -213,20 +213,6 @@ def _webdataset(request: Request, contents: StorageContents) -> list[ExportRepor
     from caption_flow.cli.export_tars import write_tars  # noqa: PLC0415
 
     return [write_tars(request, contents, listing)]
-
-
-@contextmanager
-def _replaced(request: Request) -> Iterator[Replaced]:
-    """Open the record that `--undo` goes by; without it, nothing is replaced."""
-    with ExitStack() as stack:
-        try:
-            record = stack.enter_context(replaced_by_export(request.data_dir, request.number))
-        except (sqlite3.DatabaseError, OSError) as error:
-            raise ExportError(
-                f"what files hold before they are replaced cannot be kept in "
-                f"{for_people(request.data_dir / UNDO_FILE)}: {error}"
-            ) from error
-        yield record
 
 
 def _one_file(

@@ -11,6 +11,7 @@ import typer
 from caption_flow.cli.failures import usage_error
 from caption_flow.cli.folders import for_people
 from caption_flow.cli.logs import configure_logging
+from caption_flow.cli.statuses import Status
 
 
 class Images(StrEnum):
@@ -22,14 +23,6 @@ class Images(StrEnum):
     SIXEL = "sixel"
     BLOCKS = "blocks"
     NONE = "none"
-
-
-class Status(StrEnum):
-    """How a row may have ended."""
-
-    OK = "ok"
-    FLAGGED = "flagged"
-    FAILED = "failed"
 
 
 def view(

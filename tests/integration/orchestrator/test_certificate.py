@@ -210,7 +210,7 @@ async def test_a_client_that_never_shakes_hands_is_hung_up_on(
     made = pair(files)
     async with listening(ServedCertificate(made.cert, made.key)) as port:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(5):
             with contextlib.suppress(ConnectionResetError):
                 assert await reader.read() == b""
         writer.transport.abort()

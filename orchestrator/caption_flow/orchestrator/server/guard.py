@@ -40,7 +40,6 @@ _FRAME_BYTES: Final = 256
 """What a frame costs beside what is in it."""
 _TELL_SECONDS: Final = 10.0
 _CLOSE_SECONDS: Final = 2.0
-_SHAKE_HANDS_SECONDS: Final = 10.0
 _UNLIMITED: Final = 2**20
 _OWN_DESCRIPTORS: Final = 128
 """Kept for the ledger's database, parts, the dataset's files and threads."""
@@ -213,11 +212,17 @@ class GuardedConnection(ServerConnection):
     """A connection that keeps within the bounds, and is cut off where it does not."""
 
     def __init__(
-        self, doorkeeper: Doorkeeper, tls: ssl.SSLContext | None, *args: Any, **kwargs: Any
+        self,
+        doorkeeper: Doorkeeper,
+        tls: ssl.SSLContext | None,
+        handshake_seconds: float,
+        *args: Any,
+        **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
         self._doorkeeper = doorkeeper
         self._tls = tls
+        self._handshake_seconds = handshake_seconds
         self._securing: asyncio.Task[None] | None = None
         self._begun = False
         self._early = bytearray()
@@ -270,7 +275,7 @@ class GuardedConnection(ServerConnection):
             self.loop.start_tls(
                 *(transport, self, tls),
                 server_side=True,
-                ssl_handshake_timeout=_SHAKE_HANDS_SECONDS,
+                ssl_handshake_timeout=self._handshake_seconds,
             )
         )
         try:
@@ -458,6 +463,12 @@ class GuardedConnection(ServerConnection):
             self.loop.call_later(_CLOSE_SECONDS, self.abort)
 
 
-def guarded_by(doorkeeper: Doorkeeper, tls: ssl.SSLContext | None) -> type[ServerConnection]:
-    """Return what `websockets.serve` makes connections with; ``tls`` is for these, not for it."""
-    return cast("type[ServerConnection]", partial(GuardedConnection, doorkeeper, tls))
+def guarded_by(
+    doorkeeper: Doorkeeper, tls: ssl.SSLContext | None, handshake_seconds: float
+) -> type[ServerConnection]:
+    """Return what `websockets.serve` makes connections with; ``tls`` is for these, not for it.
+
+    TLS's handshake may take so many seconds.
+    """
+    made = partial(GuardedConnection, doorkeeper, tls, handshake_seconds)
+    return cast("type[ServerConnection]", made)

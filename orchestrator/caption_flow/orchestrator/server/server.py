@@ -153,7 +153,7 @@ async def listen(
             port,
             process_request=gate,
             subprotocols=[Subprotocol(SUBPROTOCOL)],
-            create_connection=guarded_by(doorkeeper, tls),
+            create_connection=guarded_by(doorkeeper, tls, OPEN_SECONDS),
             open_timeout=OPEN_SECONDS,
             max_size=MAX_REPORT_BYTES,
             max_queue=MOST_QUEUED_FRAMES,

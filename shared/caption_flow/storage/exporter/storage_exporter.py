@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import sqlite3
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, nullcontext
 from os import PathLike
 from pathlib import Path
 from typing import Literal
@@ -12,10 +10,9 @@ from typing import Literal
 import structlog
 
 from caption_flow.storage.contents import StorageContents
-from caption_flow.storage.exported import UNDO_FILE, Replaced, replaced_by_export
+from caption_flow.storage.exported import Replaced
 from caption_flow.storage.exporter.captioned import Listing
 from caption_flow.storage.exporter.csv_file import export_csv
-from caption_flow.storage.exporter.errors import ExportError
 from caption_flow.storage.exporter.imagefolder import export_imagefolder
 from caption_flow.storage.exporter.json_files import export_json_files
 from caption_flow.storage.exporter.jsonl import export_jsonl
@@ -27,6 +24,7 @@ from caption_flow.storage.exporter.sidecars import Existing
 from caption_flow.storage.exporter.simpletuner import export_simpletuner
 from caption_flow.storage.exporter.texts import Wording
 from caption_flow.storage.exporter.txt import export_txt
+from caption_flow.storage.exporter.undo import kept_for_undo
 from caption_flow.storage.exporter.webshart import export_webshart
 
 log = structlog.get_logger()
@@ -155,21 +153,9 @@ class StorageExporter:
         listing = Listing(Wording((export_column,)), filename_column)
         return self._keep(export_webshart(self.contents, Path(metadata_path), listing))
 
-    @contextmanager
-    def _undoable(self) -> Iterator[Replaced | None]:
+    def _undoable(self) -> AbstractContextManager[Replaced | None]:
         data_dir = self._data_dir
-        if data_dir is None:
-            yield None
-            return
-        with ExitStack() as stack:
-            try:
-                record = stack.enter_context(replaced_by_export(data_dir))
-            except (sqlite3.DatabaseError, OSError) as error:
-                raise ExportError(
-                    "what files hold before they are replaced cannot be kept in "
-                    f"{data_dir / UNDO_FILE}: {error}"
-                ) from error
-            yield record
+        return nullcontext() if data_dir is None else kept_for_undo(data_dir)
 
     @property
     def _data_dir(self) -> Path | None:

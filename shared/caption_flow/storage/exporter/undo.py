@@ -2,13 +2,34 @@
 
 from __future__ import annotations
 
+import sqlite3
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from caption_flow.storage.atomic import replace_bytes
 from caption_flow.storage.contents import displayed
-from caption_flow.storage.exported import replaced_by_export
-from caption_flow.storage.exporter.errors import naming
+from caption_flow.storage.exported import UNDO_FILE, Replaced, replaced_by_export
+from caption_flow.storage.exporter.errors import ExportError, naming
+
+
+@contextmanager
+def kept_for_undo(data_dir: Path, export: int | None = None) -> Iterator[Replaced]:
+    """Open the record that `undo_export` goes by; see `replaced_by_export`.
+
+    Raises:
+        ExportError: it cannot be opened, so nothing should be replaced.
+    """
+    with ExitStack() as stack:
+        try:
+            record = stack.enter_context(replaced_by_export(data_dir, export))
+        except (sqlite3.DatabaseError, OSError) as error:
+            raise ExportError(
+                "what files hold before they are replaced cannot be kept in "
+                f"{displayed(str(data_dir / UNDO_FILE))}: {error}"
+            ) from error
+        yield record
 
 
 @dataclass(slots=True)
